@@ -1,0 +1,60 @@
+"""minidiff: every part of Stable Diffusion, built by hand.
+
+    import minidiff as md
+
+    schedule = md.Schedule.linear()
+    denoise = md.GaussianDenoiser(mean=0.5, std=0.1)
+    for state in md.ddim(denoise, torch.randn(16, 1, 8, 8), schedule.levels(50)): ...
+
+The rooms, from the bottom up: diffusion (the maths), nets, data, training, pipelines, evaluation; and plot for pictures.
+"""
+
+import importlib
+
+from .diffusion import (
+    CLEAN,
+    DatasetDenoiser,
+    Estimate,
+    GaussianDenoiser,
+    Level,
+    Schedule,
+    State,
+    add_noise,
+    classifier_free,
+    clipped,
+    ddim,
+    ddim_step,
+    ddpm,
+    ddpm_step,
+    denoiser,
+    diffusion_loss,
+    invert,
+    predict_eps,
+    predict_x0,
+    sample,
+    velocity,
+)  # fmt: skip
+from .nets import UNet
+
+__version__ = "0.1.0"
+
+# Opened on first use, so that `import minidiff` costs no more than torch: their names here, and the room each lives in.
+_LAZY = {"EMA": "training", "Trainer": "training", "TrainConfig": "training", "save": "training", "load": "training",
+         "ClassToImage": "pipelines", **dict.fromkeys(("data", "training", "pipelines", "evaluation", "plot"))}
+
+__all__ = [
+    "CLEAN", "DatasetDenoiser", "Estimate", "GaussianDenoiser", "Level", "Schedule", "State", "UNet",
+    "add_noise", "classifier_free", "clipped", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss",
+    "invert", "predict_eps", "predict_x0", "sample", "velocity", *_LAZY,
+]  # fmt: skip
+
+
+def __getattr__(name):
+    if name not in _LAZY:
+        raise AttributeError(f"minidiff has no {name}")
+    room = importlib.import_module(f".{_LAZY[name] or name}", __name__)
+    return getattr(room, name) if _LAZY[name] else room
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,32 @@
+"""Guidance: a denoiser made of a denoiser. The sampler never learns it is there."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .forward import Denoiser, Estimate, to_estimate
+from .schedule import Level
+
+
+def classifier_free(net: Callable, cond: dict, uncond: dict, scale: float, predicts: str = "eps") -> Denoiser:
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6, their w = scale - 1): overshoot from "any image" towards "this".
+
+        output = uncond + scale * (cond - uncond)          scale 1: plain conditional, 0: unconditional, > 1: exaggerated
+
+    cond, uncond: the network's keyword arguments, tensors with a row per image, such as {"y": labels} and
+    {"y": torch.full_like(labels, net.null_class)}. Both questions go to the network as one batch of 2B; at scale 1 only
+    the conditional one is asked. Raises ValueError if the two do not name the same arguments.
+    """
+    if cond.keys() != uncond.keys():
+        raise ValueError(f"cond names {sorted(cond)} and uncond names {sorted(uncond)}: they must answer the same questions")
+
+    def denoise(xt: Tensor, level: Level) -> Estimate:
+        t = level.timesteps(xt)
+        if scale == 1:
+            return to_estimate(net(xt, t, **cond), xt, level, predicts)
+        both = {name: torch.cat([cond[name], uncond[name]]) for name in cond}
+        with_cond, without = net(torch.cat([xt, xt]), torch.cat([t, t]), **both).chunk(2)
+        return to_estimate(torch.lerp(without, with_cond, scale), xt, level, predicts)
+
+    return denoise

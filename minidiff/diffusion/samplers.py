@@ -1,0 +1,83 @@
+"""Samplers: generators that walk a list of levels, noisy to clean, and yield a State after every step.
+
+    x = torch.randn(8, 3, 32, 32)
+    for state in ddim(denoise, x, schedule.levels(50)):       # keep the last one, or plot them all
+        ...
+
+A sampler is a page of a paper and nothing else: no model, no schedule, no device, no guidance lives here. What the
+denoiser is made of, it never learns; where the levels come from, neither.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .forward import Denoiser
+from .schedule import Level
+from .steps import ddim_step, ddpm_step
+
+
+class State(NamedTuple):
+    """Where a walk stands: x at `level`, and the clean image the denoiser believed in when it took the step here."""
+
+    x: Tensor
+    x0: Tensor
+    level: Level
+
+
+def ddpm(denoise: Denoiser, x: Tensor, levels: list[Level], generator: torch.Generator | None = None) -> Iterator[State]:
+    """Ancestral sampling (Ho et al. 2020, algorithm 2) from x (B, ...) at levels[0]; one network call a step.
+
+    Raises ValueError unless the levels go from noisy to clean.
+    """
+    for here, there in downward(levels):
+        estimate = denoise(x, here)
+        noise = randn_like(x, generator) if there.sigma else None
+        x = ddpm_step(x, estimate, here, there, noise)
+        yield State(x, estimate.x0, there)
+
+
+def ddim(denoise: Denoiser, x: Tensor, levels: list[Level], eta=0.0, generator: torch.Generator | None = None) -> Iterator[State]:
+    """DDIM (Song et al. 2021, eq. 12) from x (B, ...) at levels[0]; one network call a step.
+
+    eta = 0 is deterministic: the same x always becomes the same image. On a rectified flow this is Euler's method.
+    Raises ValueError unless the levels go from noisy to clean, and for eta outside [0, 1].
+    """
+    for here, there in downward(levels):
+        estimate = denoise(x, here)
+        noise = randn_like(x, generator) if eta and there.sigma else None
+        x = ddim_step(x, estimate, here, there, eta if there.sigma else 0.0, noise)
+        yield State(x, estimate.x0, there)
+
+
+def sample(sampler: Callable[..., Iterator[State]], denoise: Denoiser, x: Tensor, levels: list[Level], progress=True, **options) -> Tensor:
+    """The end of the walk: `sampler` run to its last level without gradients, under a progress bar. (B, ...) -> (B, ...)
+
+    options go to the sampler: sample(ddim, denoise, x, levels, eta=1.0).
+    """
+    with torch.no_grad():
+        for state in tqdm(sampler(denoise, x, levels, **options), total=len(levels) - 1, disable=not progress, leave=False):
+            x = state.x
+    return x
+
+
+def downward(levels: list[Level]) -> Iterator[tuple[Level, Level]]:
+    """The (here, there) pairs of a walk that only ever gets cleaner. Raises ValueError for one that does not."""
+    if len(levels) < 2:
+        raise ValueError(f"a walk needs at least two levels and got {len(levels)}: take schedule.levels(n)")
+    for here, there in pairwise(levels):
+        if not there.sigma * here.alpha < here.sigma * there.alpha:  # sigma/alpha must fall, and alpha may be 0
+            raise ValueError("these levels do not go from noisy to clean: a sampler takes schedule.levels(n) as it is, "
+                             "and inversion is invert(denoise, x0, levels)")
+    return pairwise(levels)
+
+
+def randn_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise in the shape, dtype and device of x; drawn on the generator's own device, so that a CPU
+    seed gives the same picture on every machine."""
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)

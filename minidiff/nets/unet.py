@@ -1,0 +1,110 @@
+"""The U-Net: the network that looks at a noisy image and says what it is made of.
+
+On the way down the maps shrink and deepen, on the way up they grow again, and every map of the way down is kept and
+laid beside its counterpart on the way up. The bottom sees the whole picture, the skips keep the pixels in place.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from .attention import SpatialAttention
+from .blocks import GSC, DownSample, Join, Layer, UpSample, zero
+from .embeddings import ClassEmbedding, TimeEmbedding
+
+
+class UNet(nn.Module):
+    """net(xt, t, y=None, context=None) -> a map like xt: (B, C, H, W), (B,), (B,), (B, L, D) -> (B, out, H, W).
+
+    H and W must divide by `stride`. Without y, a network with classes answers for the null class. DDPM (Ho et al. 2020,
+    appendix B) with heads of 64; wrong shapes, labels and batch sizes raise ValueError before any work is done.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        channels: tuple = (64, 128, 256),  # width of each stage; each is half the height and width of the one before
+        attention: tuple = (False, False, True),  # does the stage attend?
+        layers: int = 2,  # ResNetBlocks per stage on the way down; one more on the way up
+        context_dim: int | None = None,  # channels of the context tokens, if there is cross-attention to them
+        num_classes: int | None = None,  # classes, if it can be asked for one
+        class_channels: int = 0,  # 0: the class is added to the time embedding; n: laid beside the image as n channels
+        head_channels: int = 64,  # channels of an attention head
+        patch: int = 1,  # pixels per side folded into channels at the door: 2 makes everything inside 4 times cheaper
+    ):
+        super().__init__()
+        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        if len(attention) != len(channels):
+            raise ValueError(f"attention has {len(attention)} entries for {len(channels)} stages: give one per stage")
+        width, emb_channels = channels[0], 4 * channels[0]
+        self.patch, self.stride = patch, patch * 2 ** (len(channels) - 1)
+        self.time = TimeEmbedding(width, emb_channels)
+        self.label = ClassEmbedding(num_classes, class_channels or emb_channels) if num_classes else None
+        self.conv_in = nn.Conv2d((in_channels + class_channels) * patch**2, width, 3, padding=1)
+
+        def attend(stage):
+            return SpatialAttention(channels[stage], head_channels, context_dim) if attention[stage] else None
+
+        skips, self.down, self.up = [width], nn.ModuleList(), nn.ModuleList()
+        for stage, out in enumerate(channels):
+            for _ in range(layers):
+                self.down.append(Layer(width, out, emb_channels, attend(stage)))
+                skips.append(width := out)
+            if stage < len(channels) - 1:
+                self.down.append(DownSample(out))
+                skips.append(out)
+        bottom = SpatialAttention(width, head_channels, context_dim)
+        self.mid = nn.ModuleList([Layer(width, width, emb_channels, bottom), Layer(width, width, emb_channels, None)])
+        for stage, out in reversed(list(enumerate(channels))):
+            for _ in range(layers + 1):
+                self.up.append(Join(width + skips.pop(), out, emb_channels, attend(stage)))
+                width = out
+            if stage > 0:
+                self.up.append(UpSample(out))
+        self.out = GSC(width, out_channels * patch**2)
+        zero(self.out[-1])  # the first guess is 0, the mean of every target
+
+    @property
+    def null_class(self) -> int:
+        """The label that stands for "any class"."""
+        return self.label.null_class
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        y = self._check(x, t, y, context)
+        emb = self.time(t)  # (B, E)
+        if y is not None and not self.config["class_channels"]:
+            emb = emb + self.label(y)
+        elif y is not None:
+            maps = self.label(y)[:, :, None, None].expand(-1, -1, *x.shape[2:])  # (B, class_channels, H, W)
+            x = torch.cat([x, maps], dim=1)
+
+        h = self.conv_in(pixel_unshuffle(x, self.patch))  # (B, C, H/patch, W/patch)
+        skips = [h]
+        for block in self.down:
+            h = block(h, emb, context)
+            skips.append(h)
+        for block in self.mid:
+            h = block(h, emb, context)
+        for block in self.up:
+            h = block(h, skips.pop(), emb, context) if isinstance(block, Join) else block(h, emb, context)
+        return pixel_shuffle(self.out(h), self.patch)  # (B, out, H, W)
+
+    def _check(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None) -> Tensor | None:
+        c = self.config
+        if x.ndim != 4 or x.shape[1] != c["in_channels"]:
+            raise ValueError(f"images of shape {tuple(x.shape)}: this network takes (B, {c['in_channels']}, H, W)")
+        if x.shape[2] % self.stride or x.shape[3] % self.stride:
+            raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} pixels do not divide by this network's stride of "
+                             f"{self.stride}: pad or resize them, load_images(..., size={-(-x.shape[2] // self.stride) * self.stride})")
+        for name, value in (("t", t), ("y", y), ("context", context)):
+            if value is not None and value.shape[0] != x.shape[0]:
+                raise ValueError(f"{name} has {value.shape[0]} rows for a batch of {x.shape[0]} images: they must match")
+        if (context is None) != (c["context_dim"] is None):
+            raise ValueError("this network was built " + ("without a context_dim and takes no context" if context is not None
+                             else "with cross-attention: give it context=tokens (B, L, D)"))
+        if self.label is None and y is not None:
+            raise ValueError("this network was built without num_classes and takes no labels y")
+        if self.label is not None and y is None:
+            y = torch.full((x.shape[0],), self.null_class, device=x.device)
+        return y

@@ -1,0 +1,7 @@
+"""Training: the loop, the averaged weights, the files they are kept in."""
+
+from .checkpoint import load, save
+from .ema import EMA
+from .trainer import TrainConfig, Trainer
+
+__all__ = ["EMA", "TrainConfig", "Trainer", "load", "save"]
