@@ -29,7 +29,12 @@ class State(NamedTuple):
     level: Level
 
 
-def ddpm(denoise: Denoiser, x: Tensor, levels: list[Level], generator: torch.Generator | None = None) -> Iterator[State]:
+Sampler = Callable[..., Iterator[State]]  # (denoise, x, levels, **own options)
+
+
+def ddpm(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generator: torch.Generator | None = None
+) -> Iterator[State]:
     """Ancestral sampling (Ho et al. 2020, algorithm 2) from x (B, ...) at levels[0]; one network call a step.
 
     Raises ValueError unless the levels go from noisy to clean.
@@ -41,7 +46,9 @@ def ddpm(denoise: Denoiser, x: Tensor, levels: list[Level], generator: torch.Gen
         yield State(x, estimate.x0, there)
 
 
-def ddim(denoise: Denoiser, x: Tensor, levels: list[Level], eta=0.0, generator: torch.Generator | None = None) -> Iterator[State]:
+def ddim(
+    denoise: Denoiser, x: Tensor, levels: list[Level], eta: float = 0.0, generator: torch.Generator | None = None
+) -> Iterator[State]:
     """DDIM (Song et al. 2021, eq. 12) from x (B, ...) at levels[0]; one network call a step.
 
     eta = 0 is deterministic: the same x always becomes the same image. On a rectified flow this is Euler's method.
@@ -54,14 +61,15 @@ def ddim(denoise: Denoiser, x: Tensor, levels: list[Level], eta=0.0, generator: 
         yield State(x, estimate.x0, there)
 
 
-def sample(sampler: Callable[..., Iterator[State]], denoise: Denoiser, x: Tensor, levels: list[Level], progress=True, **options) -> Tensor:
+@torch.no_grad()
+def sample(sampler: Sampler, denoise: Denoiser, x: Tensor, levels: list[Level], progress=True, **options) -> Tensor:
     """The end of the walk: `sampler` run to its last level without gradients, under a progress bar. (B, ...) -> (B, ...)
 
     options go to the sampler: sample(ddim, denoise, x, levels, eta=1.0).
     """
-    with torch.no_grad():
-        for state in tqdm(sampler(denoise, x, levels, **options), total=len(levels) - 1, disable=not progress, leave=False):
-            x = state.x
+    walk = sampler(denoise, x, levels, **options)
+    for state in tqdm(walk, total=len(levels) - 1, disable=not progress, leave=False):
+        x = state.x
     return x
 
 

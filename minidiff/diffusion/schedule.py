@@ -195,7 +195,7 @@ def _rows(T: int, n: int, spacing: str, offset: int) -> list[int]:
     elif spacing == "trailing":
         rows = [round(T - i * T / n) - 1 for i in range(n)]
     elif spacing == "linspace":
-        rows = [round(T - 1 - i * (T - 1) / max(n - 1, 1)) for i in range(n)]
+        rows = [round(i * ((T - 1) / (n - 1))) for i in reversed(range(n))] if n > 1 else [T - 1]
     else:
         raise ValueError(f'unknown spacing "{spacing}": take "leading", "trailing" or "linspace"')
     if not 0 <= min(rows) <= max(rows) < T:

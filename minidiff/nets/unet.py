@@ -95,8 +95,9 @@ class UNet(nn.Module):
         if x.ndim != 4 or x.shape[1] != c["in_channels"]:
             raise ValueError(f"images of shape {tuple(x.shape)}: this network takes (B, {c['in_channels']}, H, W)")
         if x.shape[2] % self.stride or x.shape[3] % self.stride:
+            fits = -(-max(x.shape[2:]) // self.stride) * self.stride
             raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} pixels do not divide by this network's stride of "
-                             f"{self.stride}: pad or resize them, load_images(..., size={-(-x.shape[2] // self.stride) * self.stride})")
+                             f"{self.stride}: pad or resize them, load_images(..., size={fits})")
         for name, value in (("t", t), ("y", y), ("context", context)):
             if value is not None and value.shape[0] != x.shape[0]:
                 raise ValueError(f"{name} has {value.shape[0]} rows for a batch of {x.shape[0]} images: they must match")

@@ -39,9 +39,8 @@ class ClassToImage:
 
     def __call__(self, labels: Tensor, **options) -> Tensor:
         """Images (B, C, size, size) in [-1, 1] for labels (B,); options as in `walk`."""
-        for state in self.walk(labels, **options):
-            pass
-        return state.x.clamp(-1, 1)
+        *_, last = self.walk(labels, **options)
+        return last.x.clamp(-1, 1)
 
     @torch.no_grad()
     def walk(
