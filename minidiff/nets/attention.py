@@ -67,5 +67,9 @@ class SpatialAttention(nn.Module):
 
 
 def groups(channels: int) -> int:
-    """Groups for a GroupNorm: 32 as in DDPM, or the largest power of two that divides the channels."""
-    return next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)
+    """Groups for a GroupNorm: at most 32, as in DDPM, of at least 8 channels each.
+
+    A group of one channel would subtract from it exactly what the time and class embedding have just added to it, the
+    same number at every pixel; the network would run, train, and never learn what time it is.
+    """
+    return next(g for g in range(min(32, max(1, channels // 8)), 0, -1) if channels % g == 0)

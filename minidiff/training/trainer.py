@@ -78,8 +78,7 @@ class Trainer:
         c, began, images = self.config, time.perf_counter(), 0
         with tqdm(total=c.steps, initial=self.step, unit="step", disable=not progress) as bar:
             while self.step < c.steps:
-                torch.manual_seed(c.seed * 1_000_003 + self.step)
-                images += self._one_step(batches)
+                images += self.one_step(batches)
                 recent, rate = self.losses[-50:], images / (time.perf_counter() - began)
                 bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4f}, {rate:.0f} images/s", refresh=False)
                 bar.update()
@@ -87,8 +86,10 @@ class Trainer:
                     after(self)
         return self.losses
 
-    def _one_step(self, batches: Iterator) -> int:
+    def one_step(self, batches: Iterator) -> int:
+        """One optimizer step; returns how many images it took."""
         c, total, images = self.config, 0.0, 0
+        torch.manual_seed(c.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = c.lr_at(self.step)
         for _ in range(c.accumulate):

@@ -2,11 +2,20 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from minidiff.diffusion import (
-    CLEAN, Level, Schedule, add_noise, clipped, denoiser, predict_eps, predict_x0, target, to_estimate, velocity,
+    CLEAN,
+    Level,
+    Schedule,
+    add_noise,
+    clipped,
+    denoiser,
+    predict_eps,
+    predict_x0,
+    target,
+    to_estimate,
+    velocity,
 )  # fmt: skip
 
 KINDS = ("eps", "x0", "v", "flow")
@@ -86,6 +95,6 @@ def test_bad_input_is_named():
         add_noise(x0, eps[:1], Schedule.linear().at(5))
     with pytest.raises(ValueError, match="same shape"):
         to_estimate(eps[:, :1], eps, Schedule.linear().at(5), "eps")
-    for call in (lambda: denoiser(None, "epsilon"), lambda: target(x0, eps, CLEAN, "noise"), lambda: to_estimate(x0, x0, CLEAN, "z")):
+    for call in (lambda: denoiser(None, "score"), lambda: target(x0, eps, CLEAN, "n"), lambda: to_estimate(x0, x0, CLEAN, "z")):
         with pytest.raises(ValueError, match="eps, x0, v, flow"):
             call()

@@ -1,10 +1,17 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from minidiff.diffusion import (
-    GaussianDenoiser, Level, Schedule, add_noise, classifier_free, diffusion_loss, min_snr_weight, target, to_estimate,
+    GaussianDenoiser,
+    Level,
+    Schedule,
+    add_noise,
+    classifier_free,
+    diffusion_loss,
+    min_snr_weight,
+    target,
+    to_estimate,
 )  # fmt: skip
 
 KINDS = ("eps", "x0", "v", "flow")

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from minidiff.diffusion import (
-    CLEAN, DatasetDenoiser, GaussianDenoiser, Level, Schedule, ddim, ddpm, denoiser, invert, sample,
+    CLEAN,
+    DatasetDenoiser,
+    GaussianDenoiser,
+    Level,
+    Schedule,
+    ddim,
+    ddpm,
+    denoiser,
+    invert,
+    sample,
 )  # fmt: skip
 
 LINEAR, FLOW = Schedule.linear(), Schedule.flow()

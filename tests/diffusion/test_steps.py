@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from minidiff.diffusion import CLEAN, Estimate, Level, Schedule, add_noise, ddim_step, ddpm_step
 

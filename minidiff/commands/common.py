@@ -1,0 +1,38 @@
+"""What several commands need: a device, a dataset by name, precision."""
+
+import argparse
+
+import torch
+
+from ..data import Images, Shapes, load_images
+
+
+def device_argument(parser: argparse.ArgumentParser) -> None:
+    """--device, which `pick_device` reads."""
+    parser.add_argument("--device", default=None, help="cpu, cuda or mps; the best there is, if left out")
+
+
+def pick_device(name: str | None) -> str:
+    """The device asked for, or the best there is. Raises ValueError for one this machine has not got."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name is None:
+        return next(device for device, present in there.items() if present)
+    if not there.get(name.split(":")[0]):
+        raise ValueError(f"this machine has no {name}: take {', '.join(d for d, present in there.items() if present)}")
+    return name
+
+
+def fast_in_bf16(device: str) -> bool:
+    """Does bfloat16 pay here? On GPUs it does; CPUs without instructions for it emulate them, five times slower."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    cpu = getattr(torch.cpu, "get_capabilities", dict)()
+    return device == "cpu" and bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
+
+
+def open_data(name: str, size: int | None, split: str = "train", limit: int | None = None) -> Images:
+    """Images by name: "shapes", drawn on the spot, or whatever load_images reads."""
+    if name != "shapes":
+        return load_images(name, size=size, split=split, limit=limit)
+    scenes = Shapes(limit or 8192, size or 32, seed=0 if split == "train" else 1)
+    return Images(*scenes.tensors(), scenes.classes)

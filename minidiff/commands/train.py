@@ -1,0 +1,150 @@
+"""Train a class-conditional diffusion model on a folder of images, a dataset of the hub, or Shapes.
+
+  python -m minidiff train --data shapes --out runs/shapes
+  python -m minidiff train --data zalando-datasets/fashion_mnist --size 32 --minutes 15 --out runs/fashion
+
+Writes the averaged weights (model.safetensors, config.json), loss.png, losses.csv, and a grid of samples every so often.
+With --minutes the number of steps is found by timing the first ones, printed, and kept in config.json: --steps with that
+number repeats the run exactly.
+"""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from .. import plot
+from ..data import Images, batches
+from ..diffusion import diffusion_loss
+from ..nets import UNet, drop_labels
+from ..pipelines import ClassToImage
+from ..pipelines.class_to_image import make_schedule
+from ..training import TrainConfig, Trainer
+from ..training.checkpoint import write_file
+from .common import device_argument, fast_in_bf16, open_data, pick_device
+
+NAME, HELP = "train", "train a model on images"
+
+
+def arguments(parser):
+    def numbers(text):
+        return tuple(int(part) for part in text.split(","))
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="shapes", help="shapes, a folder, or owner/name on the Hugging Face hub")
+    data.add_argument("--split", default="train")
+    data.add_argument("--size", type=int, default=32, help="side in pixels; smaller images are padded, larger ones cropped")
+    data.add_argument("--limit", type=int, default=None, help="use so many images only")
+    data.add_argument("--flip", action="store_true", help="mirror images at random")
+    net = parser.add_argument_group("network")
+    net.add_argument("--channels", type=numbers, default=(64, 128, 192), help="width of each stage")
+    net.add_argument("--attention", type=numbers, default=(0, 1, 1), help="1 for each stage that attends")
+    net.add_argument("--layers", type=int, default=1, help="residual blocks per stage")
+    net.add_argument("--patch", type=int, default=2, help="pixels per side folded into channels; 1 is finer and 4x dearer")
+    net.add_argument("--condition", choices=("add", "concat", "none"), default="add", help="how the class enters")
+    process = parser.add_argument_group("diffusion")
+    process.add_argument("--schedule", choices=("linear", "scaled_linear", "cosine", "flow"), default="flow")
+    process.add_argument("--zero-snr", action="store_true", help="bend the schedule to end in pure noise")
+    process.add_argument("--predicts", choices=("eps", "x0", "v", "flow"), default="flow", help="what the network answers")
+    process.add_argument("--min-snr", type=float, default=None, help="gamma of min-SNR weighting, such as 5")
+    process.add_argument("--label-dropout", type=float, default=0.1, help="share of labels hidden, for guidance")
+    run = parser.add_argument_group("training")
+    budget = run.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=int, default=2000)
+    budget.add_argument("--minutes", type=float, default=None, help="as many steps as fit")
+    run.add_argument("--batch", type=int, default=64)
+    for name, kind, help in (
+        ("lr", float, "learning rate"), ("warmup", int, "steps of its rise"), ("decay", str, "cosine or constant"),
+        ("accumulate", int, "batches per step"), ("ema", float, "decay of the averaged weights"), ("seed", int, "of all"),
+        ("every", int, "steps between previews and checkpoints"),
+    ):  # fmt: skip
+        run.add_argument(f"--{name}", type=kind, default=getattr(TrainConfig, name), help=help)
+    run.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
+    run.add_argument("--out", default="runs/train", help="folder to write")
+    run.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    device_argument(run)
+
+
+def run(args):
+    device, out = pick_device(args.device), Path(args.out)
+    images = open_data(args.data, args.size, args.split, args.limit)
+    print(f"{args.data}: {images}")
+    bf16 = {"auto": fast_in_bf16(device), "fp32": False, "bf16": True}[args.precision]
+    options = {name: getattr(args, name) for name in ("lr", "warmup", "decay", "accumulate", "ema", "seed", "every")}
+    config = TrainConfig(steps=args.steps, bf16=bf16, **options)
+    pipe = build(args, images)
+    feed = {"batch_size": args.batch, "device": device, "flip": args.flip, "seed": args.seed}
+    trainer = make_trainer(pipe, config, device, args.label_dropout, args.min_snr)
+    if args.minutes:
+        config = TrainConfig(steps=steps_in(args.minutes, trainer, batches(images, **feed)), bf16=bf16, **options)
+        print(f"{args.minutes:g} minutes are {config.steps} steps here: --steps {config.steps} repeats this run")
+        pipe = build(args, images)
+        trainer = make_trainer(pipe, config, device, args.label_dropout, args.min_snr)
+    if args.resume:
+        trainer.load_state(out)
+        print(f"going on from step {trainer.step}")
+
+    def keep(trainer):
+        finish(trainer, pipe, out, args, final=False)
+
+    trainer.fit(batches(images, start=trainer.step * args.accumulate, **feed), after=keep)
+    finish(trainer, pipe, out, args)
+    print(f"{out}/  model.safetensors, config.json, loss.png, losses.csv, samples.png")
+
+
+def build(args, images: Images) -> ClassToImage:
+    """An untrained model for these images; its weights depend on args.seed alone."""
+    if images.labels is None and args.condition != "none":
+        raise ValueError("these images have no labels: sort them into a folder per class, or pass --condition none")
+    classes = [] if args.condition == "none" else images.classes or [str(i) for i in range(int(images.labels.max()) + 1)]
+    channels = images.pixels.shape[1]
+    torch.manual_seed(args.seed)
+    net = UNet(
+        channels, channels, args.channels, tuple(bool(a) for a in args.attention), args.layers, patch=args.patch,
+        num_classes=len(classes) or None, class_channels=4 if args.condition == "concat" else 0,
+    )  # fmt: skip
+    if args.size % net.stride:
+        raise ValueError(f"--size {args.size} does not divide by this network's stride of {net.stride}: "
+                         f"take --size {-(-args.size // net.stride) * net.stride}")
+    schedule = {"name": args.schedule, "zero_terminal_snr": args.zero_snr}
+    return ClassToImage(net, schedule, args.predicts, args.size, classes)
+
+
+def make_trainer(pipe: ClassToImage, config: TrainConfig, device: str, label_dropout=0.1, min_snr=None) -> Trainer:
+    """A Trainer that minimises the diffusion loss of `pipe` on `device`."""
+    schedule = make_schedule(**pipe.schedule_config)
+    net = pipe.net.to(device, memory_format=torch.channels_last)  # the layout convolutions are fastest in
+
+    def loss(net, x, y):
+        cond = {"y": drop_labels(y, net.null_class, label_dropout)} if pipe.classes else {}
+        x = x.contiguous(memory_format=torch.channels_last)
+        return diffusion_loss(net, x, schedule, pipe.predicts, min_snr=min_snr, **cond)
+
+    return Trainer(net, loss, config)
+
+
+def steps_in(minutes: float, trainer: Trainer, feed, probe: int = 8) -> int:
+    """How many steps fit, by the median of the first few."""
+    times = []
+    for _ in range(probe):
+        began = time.perf_counter()
+        trainer.one_step(feed)
+        times.append(time.perf_counter() - began)
+    return max(1, int(60 * minutes / sorted(times)[probe // 2]))
+
+
+def finish(trainer: Trainer, pipe: ClassToImage, out: Path, args=None, final: bool = True, columns: int = 10) -> None:
+    """Write the averaged weights, the loss curve, and a grid with a column per class; on the way also what resuming needs."""
+    averaged = ClassToImage(trainer.ema.net, pipe.schedule_config, pipe.predicts, pipe.size, pipe.classes)
+    about = {"data": args.data, "split": args.split, "batch": args.batch, "flip": args.flip} if args else {}
+    averaged.save(out, training={**asdict(trainer.config), **about})
+    trainer.save_state(out)
+    write_file(out / "losses.csv", ("step,loss\n" + "".join(f"{i},{x:.6f}\n" for i, x in enumerate(trainer.losses))).encode())
+    plot.show_losses(trainer.losses, title="training loss", file=out / "loss.png")
+    shown = min(columns, len(pipe.classes)) or columns
+    labels = torch.arange(shown).repeat(4 if final else 1)
+    pictures = averaged(labels, steps=25, generator=torch.Generator().manual_seed(0))
+    names = pipe.classes[:shown] if pipe.classes else None
+    plot.show_images(pictures.cpu(), columns=shown, column_labels=names,
+                     file=out / ("samples.png" if final else f"step_{trainer.step:06d}.png"))  # fmt: skip

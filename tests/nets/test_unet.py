@@ -1,0 +1,130 @@
+import pytest
+import torch
+
+from minidiff.nets import GSC, CrossAttention, DownSample, ResNetBlock, SelfAttention, UNet, UpSample
+
+TINY = {"channels": (16, 32), "attention": (False, True), "layers": 1, "head_channels": 16}
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    net = UNet(**{"in_channels": 1, "out_channels": 1, **TINY, **options})
+    for parameter in net.parameters():  # what starts at zero would hide everything before it
+        if parameter.abs().max() == 0:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return net
+
+
+def inputs(size=8):
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(3, 1, size, size, generator=g), torch.tensor([0, 10, 900])
+
+
+def test_attention_is_softmax_of_qk_over_sqrt_d_times_v(generator):
+    attention = CrossAttention(32, 12, head_channels=16)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    x, context = torch.randn(2, 5, 32, generator=generator), torch.randn(2, 7, 12, generator=generator)
+    q, k, v = attention.to_q(x), attention.to_k(context), attention.to_v(context)
+    heads = []
+    for h in (slice(0, 16), slice(16, 32)):
+        weight = (torch.einsum("bnd,bld->bnl", q[..., h], k[..., h]) / 4).softmax(-1)
+        heads.append(torch.einsum("bnl,bld->bnd", weight, v[..., h]))
+    torch.testing.assert_close(attention(x, context), attention.to_out(torch.cat(heads, -1)), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="heads of"):
+        SelfAttention(100, head_channels=30)
+
+
+def test_new_blocks_start_as_the_identity(generator):
+    x, emb = torch.randn(2, 32, 4, 4, generator=generator), torch.randn(2, 8, generator=generator)
+    torch.testing.assert_close(ResNetBlock(32, 32, 8)(x, emb), x)
+    assert SelfAttention(32)(x.flatten(2).transpose(1, 2)).abs().max() == 0
+    assert UNet(1, 1, **TINY)(*inputs()).abs().max() == 0
+
+
+def test_shapes_of_the_pieces(generator):
+    x = torch.randn(2, 32, 6, 10, generator=generator)
+    assert GSC(32, 48)(x).shape == (2, 48, 6, 10)
+    assert DownSample(32)(x, None).shape == (2, 32, 3, 5)
+    assert UpSample(32)(x, None).shape == (2, 32, 12, 20)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"patch": 2}, {"num_classes": 10}, {"num_classes": 10, "class_channels": 4}, {"context_dim": 12},
+    {"out_channels": 3}, {"layers": 2, "channels": (16, 16, 32), "attention": (True, False, False)},
+])  # fmt: skip
+def test_every_parameter_takes_part(options):
+    net, (x, t) = tiny(**options), inputs()
+    y = torch.tensor([0, 9, 10]) if "num_classes" in options else None
+    context = torch.randn(3, 5, 12) if "context_dim" in options else None
+    out = net(x, t, y=y, context=context)
+    assert out.shape == (3, options.get("out_channels", 1), 8, 8)
+    out.square().sum().backward()
+    idle = [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    assert idle == []
+
+
+@pytest.mark.parametrize("class_channels", [0, 4])
+def test_the_class_matters_and_no_class_is_the_null_class(class_channels):
+    net, (x, t) = tiny(num_classes=10, class_channels=class_channels), inputs()
+    assert not torch.allclose(net(x, t, y=torch.tensor([1, 2, 3])), net(x, t, y=torch.tensor([4, 2, 3])))
+    torch.testing.assert_close(net(x, t), net(x, t, y=torch.full((3,), net.null_class)))
+
+
+def test_time_and_context_matter():
+    net, (x, t) = tiny(context_dim=12), inputs()
+    context = torch.randn(3, 5, 12)
+    assert not torch.allclose(net(x, t, context=context), net(x, t + 50, context=context))
+    assert not torch.allclose(net(x, t, context=context), net(x, t, context=context.flip(0)))
+
+
+def test_images_of_a_batch_do_not_see_each_other():
+    net, (x, t) = tiny(num_classes=10), inputs()
+    y = torch.tensor([1, 2, 3])
+    together = net(x, t, y)
+    for i in range(3):
+        torch.testing.assert_close(together[i : i + 1], net(x[i : i + 1], t[i : i + 1], y[i : i + 1]), rtol=1e-4, atol=1e-5)
+
+
+def test_other_sizes_and_memory_layouts_give_the_same_answer():
+    net, (x, t) = tiny(), inputs(16)
+    wanted = net(x, t)
+    torch.testing.assert_close(net.to(memory_format=torch.channels_last)(x, t), wanted, rtol=1e-4, atol=1e-5)
+    assert net(torch.randn(1, 1, 8, 24), t[:1]).shape == (1, 1, 8, 24)
+
+
+def test_it_learns_what_a_class_means(generator):
+    """What no test of shapes gives: gradient descent through the whole network gets somewhere. Class 1 is the negative."""
+    torch.manual_seed(0)
+    net, t, y = UNet(1, 1, **TINY, num_classes=2), torch.full((16,), 5), torch.arange(16) % 2
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(200):
+        x = torch.randn(16, 1, 8, 8, generator=generator)
+        loss = (net(x, t, y) - x * (1 - 2 * y).view(-1, 1, 1, 1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.15  # knowing no class leaves 1.0
+
+
+def test_bad_input_is_named():
+    net, (x, t) = tiny(num_classes=10), inputs()
+    for error, call in {
+        r"takes \(B, 1, H, W\)": lambda: net(torch.zeros(3, 3, 8, 8), t),
+        r"stride of 2: .*size=10": lambda: net(torch.zeros(3, 1, 9, 9), t),
+        "t has 2 rows for a batch of 3": lambda: net(x, t[:2]),
+        "y has 1 rows": lambda: net(x, t, y=torch.tensor([1])),
+        "classes 0 to 9": lambda: net(x, t, y=torch.tensor([1, 2, 11])),
+        "takes no context": lambda: net(x, t, context=torch.zeros(3, 1, 4)),
+        "give it context": lambda: tiny(context_dim=4)(x, t),
+        "takes no labels": lambda: tiny()(x, t, y=t),
+        "one per stage": lambda: UNet(1, 1, channels=(8, 8), attention=(True,)),
+    }.items():
+        with pytest.raises(ValueError, match=error):
+            call()
+
+
+@pytest.mark.gpu
+def test_it_runs_on_a_gpu():
+    net, (x, t) = tiny(num_classes=10).cuda(), inputs()
+    torch.testing.assert_close(net(x.cuda(), t.cuda()).cpu(), net.cpu()(x, t), rtol=1e-2, atol=1e-3)

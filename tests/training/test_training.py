@@ -1,0 +1,181 @@
+import json
+import math
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from minidiff.diffusion import Schedule, diffusion_loss
+from minidiff.nets import UNet
+from minidiff.pipelines import ClassToImage
+from minidiff.training import EMA, TrainConfig, Trainer, load, save
+from minidiff.training.checkpoint import load_weights, write_file
+
+TINY = {"in_channels": 1, "out_channels": 1, "channels": (8, 16), "attention": (False, True), "layers": 1, "num_classes": 3}
+
+
+def tiny():
+    torch.manual_seed(0)
+    return UNet(**TINY)
+
+
+def data(start=0):
+    """Batch k depends on k alone."""
+    while True:
+        g = torch.Generator().manual_seed(start)
+        yield torch.rand(4, 1, 8, 8, generator=g) * 2 - 1, torch.randint(0, 3, (4,), generator=g)
+        start += 1
+
+
+def loss(net, x, y):
+    return diffusion_loss(net, x, Schedule.flow(), "flow", y=y)
+
+
+def same(a, b):
+    return all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_training_lowers_the_loss_and_the_average_follows():
+    trainer = Trainer(tiny(), loss, TrainConfig(steps=120, warmup=5, lr=3e-3))
+    losses = trainer.fit(data(), progress=False)
+    assert len(losses) == trainer.step == 120
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+    assert not same(trainer.ema.net, trainer.net)
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_else_draws_numbers():
+    nets = []
+    for noise in (False, True):
+        trainer = Trainer(tiny(), loss, TrainConfig(steps=6, every=2))
+        trainer.fit(data(), progress=False, after=lambda _, noise=noise: torch.randn(3) if noise else None)
+        nets.append(trainer.net)
+    assert same(*nets)
+    other = Trainer(tiny(), loss, TrainConfig(steps=6, seed=1))
+    other.fit(data(), progress=False)
+    assert not same(other.net, nets[0])
+
+
+def test_a_run_cut_in_two_ends_where_the_whole_run_does(tmp_path):
+    config = TrainConfig(steps=8, warmup=3, accumulate=2)
+    whole = Trainer(tiny(), loss, config)
+    whole.fit(data(), progress=False)
+
+    class Cut(Exception):
+        pass
+
+    def cut(trainer):
+        trainer.save_state(tmp_path)
+        raise Cut
+
+    first = Trainer(tiny(), loss, TrainConfig(**{**vars(config), "every": 5}))
+    with pytest.raises(Cut):
+        first.fit(data(), progress=False, after=cut)
+    second = Trainer(tiny(), loss, config)
+    second.load_state(tmp_path)
+    assert second.step == 5
+    second.fit(data(start=10), progress=False)
+    assert same(second.net, whole.net) and same(second.ema.net, whole.ema.net)
+    assert second.losses == whole.losses
+
+
+def test_accumulated_batches_are_one_large_batch():
+    """The gradient of the mean over 8 images is the mean of the gradients over 2 x 4."""
+    batches = data()
+    parts = [next(batches) for _ in range(2)]
+    joined = tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
+    mse = lambda net, x, y: net(x, torch.zeros(len(x)), y).sub(x).square().mean()  # noqa: E731
+    nets = []
+    for accumulate, feed in ((2, parts), (1, [joined])):
+        trainer = Trainer(tiny(), mse, TrainConfig(steps=1, accumulate=accumulate, warmup=0))
+        trainer.fit(iter(feed), progress=False)
+        nets.append((trainer.net, trainer.losses[0]))
+    assert nets[0][1] == pytest.approx(nets[1][1], rel=1e-5)
+    for a, b in zip(nets[0][0].parameters(), nets[1][0].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
+
+
+def test_learning_rate():
+    c = TrainConfig(steps=100, lr=1.0, warmup=10)
+    assert c.lr_at(0) == pytest.approx(0.1, rel=1e-2) and c.lr_at(50) == pytest.approx(0.5) and c.lr_at(99) < 1e-3
+    assert TrainConfig(steps=100, lr=1.0, warmup=10, decay="constant").lr_at(99) == 1.0
+
+
+def test_ema_is_its_formula():
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 0.0)
+    ema, expected = EMA(net, decay=0.5), 0.0
+    for k in range(12):
+        nn.init.constant_(net.weight, float(k + 1))
+        ema.update(net)
+        d = min(0.5, (1 + k) / (10 + k))
+        expected = d * expected + (1 - d) * (k + 1)
+        assert ema.net.weight.item() == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="decay"):
+        EMA(net, decay=1.0)
+
+
+def test_checkpoints_come_back(tmp_path):
+    net = tiny()
+    save(tmp_path / "run", net, classes=["a", "b", "c"])
+    again, about = load(tmp_path / "run")
+    assert same(net, again) and about["classes"] == ["a", "b", "c"] and not again.training
+    assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "model.safetensors"]  # nothing half-written is left
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "weights"
+    write_file(file, b"old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        write_file(file, b"new and longer")
+    assert file.read_bytes() == b"old"
+
+
+def test_bad_checkpoints_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="minidiff train"):
+        load(tmp_path)
+    folder = save(tmp_path / "run", tiny())
+    with pytest.raises(ValueError, match="unexpected|is \\("):
+        load_weights(UNet(**{**TINY, "channels": (8, 8)}), folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "class": "os.system"}))
+    with pytest.raises(ValueError, match='network "os.system"'):
+        load(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="JSON"):
+        load(folder)
+
+
+def test_bad_training_is_named(tmp_path):
+    for bad in ({"steps": 0}, {"lr": -1.0}, {"accumulate": 0}, {"decay": "linear"}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            TrainConfig(**bad)
+    trainer = Trainer(tiny(), lambda net, x, y: loss(net, x, y) * math.nan, TrainConfig(steps=2))
+    with pytest.raises(ValueError, match="loss became nan at step 0"):
+        trainer.fit(data(), progress=False)
+    with pytest.raises(FileNotFoundError):
+        trainer.load_state(tmp_path)
+
+
+def test_class_to_image_draws_what_it_saved(tmp_path):
+    net = tiny()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    pipe = ClassToImage(net, {"name": "cosine", "zero_terminal_snr": True}, "v", 8, ["a", "b", "c"])
+    pipe.save(tmp_path, data="noise")
+    again = ClassToImage.load(tmp_path)
+    labels = torch.tensor([0, 2])
+    pictures = [p(labels, steps=4, guidance_scale=2.0, generator=torch.Generator().manual_seed(0)) for p in (pipe, again)]
+    assert pictures[0].shape == (2, 1, 8, 8) and pictures[0].abs().max() <= 1
+    assert pictures[0].equal(pictures[1])
+    assert not pictures[0].equal(pipe(labels.flip(0), steps=4, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(ValueError, match="none of the 3 classes"):
+        pipe(torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match="unknown schedule"):
+        ClassToImage(net, {"name": "sigmoid"}, "v", 8, [])
