@@ -36,7 +36,8 @@ def test_the_best_loss_is_that_of_the_exact_denoiser():
     t, noise = torch.full((20_000,), 400), torch.randn(20_000, 1)
 
     def loss(factor):
-        return diffusion_loss(lambda xt, t: factor * exact(xt, SCHEDULES["vp"].at(400)).eps, x0, SCHEDULES["vp"], "eps", t, noise)
+        scaled = lambda xt, t: factor * exact(xt, SCHEDULES["vp"].at(400)).eps  # noqa: E731
+        return diffusion_loss(scaled, x0, SCHEDULES["vp"], "eps", t, noise)
 
     assert loss(1.0) < loss(0.97) and loss(1.0) < loss(1.03)
 
@@ -64,7 +65,8 @@ def test_min_snr_is_finite_at_pure_noise(kind):
 def test_min_snr_enters_the_loss(generator):
     x0, noise = torch.randn(2, 4, 1, 2, 2, generator=generator)
     t = torch.tensor([2, 2, 2, 2])
-    plain, weighted = (diffusion_loss(lambda xt, t: 0 * xt, x0, SCHEDULES["vp"], "eps", t, noise, min_snr=g) for g in (None, 5.0))
+    zero = lambda xt, t: 0 * xt  # noqa: E731
+    plain, weighted = (diffusion_loss(zero, x0, SCHEDULES["vp"], "eps", t, noise, min_snr=g) for g in (None, 5.0))
     snr = (SCHEDULES["vp"].at(2).alpha / SCHEDULES["vp"].at(2).sigma) ** 2
     assert (weighted / plain).item() == pytest.approx(5 / snr, rel=1e-4)
 

@@ -90,7 +90,8 @@ def test_inversion_error_falls_with_steps(generator):
 def test_dataset_denoiser_gives_its_own_images_back(generator):
     data = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     for sampler in (ddim, ddpm):
-        drawn = walk(sampler, DatasetDenoiser(data), torch.randn(400, 2, generator=generator), LINEAR.levels(20), generator=generator)
+        x = torch.randn(400, 2, generator=generator)
+        drawn = walk(sampler, DatasetDenoiser(data), x, LINEAR.levels(20), generator=generator)
         nearest = torch.cdist(drawn, data).min(dim=1)
         assert nearest.values.max() < 0.01
         assert set(nearest.indices.tolist()) == {0, 1, 2, 3}

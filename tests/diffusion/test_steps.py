@@ -74,7 +74,8 @@ def test_to_clean_is_x0_and_staying_is_the_identity():
 def test_from_pure_noise_nothing_divides_by_zero():
     here, there = Level(999, 0.0, 1.0), LINEAR.at(500)
     _, estimate, noise = setting(0, here)
-    for x in (ddpm_step(estimate.eps, estimate, here, there, noise), ddim_step(estimate.eps, estimate, here, there, 1.0, noise)):
+    for step, options in ((ddpm_step, (noise,)), (ddim_step, (1.0, noise))):
+        x = step(estimate.eps, estimate, here, there, *options)
         torch.testing.assert_close(x, there.alpha * estimate.x0 + there.sigma * noise)
 
 
@@ -99,8 +100,8 @@ def test_noise_is_drawn_where_none_is_given():
 def test_bad_input_is_named():
     here, there = LINEAR.at(100), LINEAR.at(500)
     xt, estimate, noise = setting(0, here)
-    for climb in (lambda: ddpm_step(xt, estimate, here, there, noise), lambda: ddim_step(xt, estimate, here, there, 0.5, noise)):
+    for step, options in ((ddpm_step, (noise,)), (ddim_step, (0.5, noise))):
         with pytest.raises(ValueError, match="goes up"):
-            climb()
+            step(xt, estimate, here, there, *options)
     with pytest.raises(ValueError, match="eta"):
         ddim_step(xt, estimate, there, here, 1.5)
