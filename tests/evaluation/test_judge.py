@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from minidiff.data.images import Images, from_pixels, load_images
-from minidiff.evaluation.judge import Judge, floors, judge_samples, load_judge, load_or_train_judge, train_judge
+from minidiff.evaluation.judge import (
+    Judge,
+    _in_units_of_spread,
+    floors,
+    judge_samples,
+    load_judge,
+    load_or_train_judge,
+    train_judge,
+)
 from minidiff.evaluation.metrics import frechet_distance
 
 OPTIONS = {"epochs": 3, "batch_size": 32, "flip": False}
@@ -51,6 +59,11 @@ def test_features_are_in_units_of_their_spread(judge, sets):
     with torch.no_grad():
         spread = judge.features(from_pixels(sets[0].pixels)).var(dim=0)
     assert float(spread.mean()) == pytest.approx(1, rel=1e-3)
+    x, raw = from_pixels(sets[1].pixels[:50]), Judge(1, 16, 3).eval()
+    before, small = raw(x), raw.features(x).std()
+    scaled = _in_units_of_spread(raw, sets[0])
+    assert scaled.features(x).std() > 1.5 * small  # it did something, and to no opinion
+    torch.testing.assert_close(scaled(x), before)
 
 
 def test_training_is_repeatable_and_leaves_the_global_generator_alone(judge, sets):
