@@ -75,8 +75,12 @@ def test_every_way_to_train_leaves_a_model_that_samples(tmp_path, options):
 
 
 def test_minutes_become_steps_that_are_kept(tmp_path, capsys):
-    assert train(tmp_path, "--minutes", "0.01") == 2  # argparse would exit; the group refuses both
-    
+    options = ["train", "--data", "shapes", "--limit", "64", *TINY, "--out"]
+    assert main([*options, str(tmp_path / "timed"), "--minutes", "0.01"]) == 0
+    steps = json.loads((tmp_path / "timed" / "config.json").read_text())["training"]["steps"]
+    assert f"--steps {steps} repeats this run" in capsys.readouterr().out
+    assert main([*options, str(tmp_path / "counted"), "--steps", str(steps)]) == 0
+    assert digests(tmp_path / "timed") == digests(tmp_path / "counted")
 
 def test_eval_compares_with_real_images(tmp_path, pictures, capsys):
     run = ["train", "--data", str(pictures), "--steps", "2", "--out", str(tmp_path / "run"), *TINY]

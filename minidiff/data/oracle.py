@@ -2,10 +2,10 @@
 
 Five steps, each a closed formula. (1) The background is the plane in (x, y) that fits the image's border. (2) Every
 pixel is a mix of the background and one palette colour: the colour that explains it with the least residual is its
-label, the mix its coverage; so an anti-aliased edge between red and white is half red, never pink. (3) Neighbours of one
-label form a blob. (4) For each silhouette, the blob's area gives the radius and its centroid the centre; what another
-object hides is filled in with the current guess, and the two are measured again. (5) The silhouette whose outline then
-lies nearest is the shape. Confidence says how nearly outline, colour, size and background are what the renderer draws.
+label, the mix its coverage; so an anti-aliased edge between red and white is half red, never pink. (3) Neighbours of
+one label form a blob. (4) For each silhouette, the blob's area gives the radius and its centroid the centre; what
+another object hides is filled in with the current guess, and both are measured again. (5) The silhouette whose outline
+then lies nearest is the shape. Confidence says how near outline, colour, size and background are to the renderer's.
 """
 
 import math
@@ -21,6 +21,7 @@ from .shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Attributes, position
 
 SMALLEST = 0.007          # of the frame's area: half of the smallest object, with room for blur
 MOST = 6                  # blobs read per image: the largest ones; more can only be noise
+NO_SCENE = 0.4            # with less of its border on one plane an image is noise, and nothing in it is tried
 GOOD, BAD = 0.03, 0.09    # misfit of an outline, in radii: what blur does, and what makes it another shape
 BETWEEN_SIZES = (SIZES["small"][1] + SIZES["large"][0]) / 2
 
@@ -37,7 +38,7 @@ class _Blobs(NamedTuple):
 
 
 def read_shapes(image: Tensor, min_confidence: float = 0.5):
-    """The objects in a square image (3, H, H) in [-1, 1], left to right, as a tuple of Attributes; () where there is none.
+    """The objects in a square image (3, H, H) in [-1, 1]: a tuple of Attributes, left to right; () if there is none.
 
     A batch (B, 3, H, H) gives a list of B tuples, and costs much less per image. `confidence` is in [0, 1]; whatever
     falls below min_confidence is left out (0 keeps everything tried). depth is nan: one image does not tell it. Objects
@@ -70,9 +71,9 @@ def _read(images: Tensor, min_confidence: float) -> list[tuple[Attributes, ...]]
         cx, cy, r = x[k][best], y[k][best], radius[k][best]
         confidence = _confidence(misfit[k][best], float(blobs.residual[k]), r, float(blobs.backdrop[k]))
         if confidence >= min_confidence:
-            readings[owner].append(Attributes(
-                SHAPES[best], list(COLOURS)[blobs.colour[k]], "small" if r < BETWEEN_SIZES else "large", position(cx, cy),
-                cx, cy, r, math.nan, names[owner], confidence))
+            colour, size = list(COLOURS)[blobs.colour[k]], "small" if r < BETWEEN_SIZES else "large"
+            readings[owner].append(Attributes(SHAPES[best], colour, size, position(cx, cy), cx, cy, r, math.nan,
+                                              names[owner], confidence))
     return [tuple(sorted(reading, key=lambda a: a.x)) for reading in readings]
 
 
@@ -85,12 +86,10 @@ def fit_background(images: Tensor, tolerance: float = 0.15) -> Tensor:
     border[1:-1, 1:-1] = False
     basis, pixels = grid[border], images[..., border].transpose(1, 2)         # (P, 3), (B, P, 3)
     weight = torch.ones(pixels.shape[:2])
-    plane = pixels.median(1, keepdim=True).values
     for _ in range(2):
         gram = torch.einsum("bp,pi,pj->bij", weight, basis, basis) + 1e-3 * torch.eye(3)
         coefficients = torch.linalg.solve(gram, torch.einsum("bp,pi,bpc->bic", weight, basis, pixels))
-        plane = basis @ coefficients
-        weight = ((pixels - plane).norm(dim=-1) < tolerance).float()
+        weight = ((pixels - basis @ coefficients).norm(dim=-1) < tolerance).float()
     return torch.einsum("hwi,bic->bchw", grid, coefficients).clamp(0, 1)
 
 
@@ -98,7 +97,8 @@ def _find_blobs(images: Tensor, background: Tensor) -> _Blobs:
     cover, residual = _unmix(images, background)                              # (B, 8, H, W) each
     smooth = F.avg_pool2d(residual, 3, 1, 1)                                  # a pixel's neighbours share its colour
     label = smooth.argmin(1, keepdim=True)                                    # (B, 1, H, W)
-    solid = cover.gather(1, label).squeeze(1) > 0.5
+    backdrop = _backdrop(images, background)
+    solid = (cover.gather(1, label).squeeze(1) > 0.5) & (backdrop > NO_SCENE).view(-1, 1, 1)
     blob = connected(torch.where(solid, label.squeeze(1) + 1, 0))
     image, root = _largest(blob)
     own = blob[image] == root.view(-1, 1, 1)                                  # (N, H, W)
@@ -107,14 +107,14 @@ def _find_blobs(images: Tensor, background: Tensor) -> _Blobs:
     near, hiding = _grow(own.float()), _grow(others)
     seen = 1 - hiding * (1 - own.float())
     alpha = torch.where(own | (near * seen > 0), cover[image, colour], 0.0)
-    inside = torch.where(own, alpha, torch.nan).flatten(1).nanmedian(1).values
-    alpha = (alpha / inside.view(-1, 1, 1)).clamp(max=1)                      # a colour a little off still covers fully
+    plateau = F.avg_pool2d(alpha.unsqueeze(1), 2, 1).amax((2, 3)).clamp(min=0.5)
+    alpha = (alpha / plateau.unsqueeze(2)).clamp(max=1)                       # a colour a little off still covers fully
     misfit = (residual[image, colour] * own).sum((1, 2)) / own.sum((1, 2)).clamp(min=1)
-    return _Blobs(image, colour, alpha, seen, misfit.sqrt(), _backdrop(images, background)[image])
+    return _Blobs(image, colour, alpha, seen, misfit.sqrt(), backdrop[image])
 
 
 def _backdrop(images: Tensor, background: Tensor, tolerance: float = 0.15) -> Tensor:
-    """The share of the border that lies on the fitted plane: (B,). Averaged over neighbours, so that grain is forgiven."""
+    """The share of the border that lies on the fitted plane: (B,). Averaged over neighbours, so grain is forgiven."""
     smooth = F.avg_pool2d(images - background, 3, 1, 1, count_include_pad=False).norm(dim=1) < tolerance
     border = torch.cat([smooth[:, 0], smooth[:, -1], smooth[:, :, 0], smooth[:, :, -1]], 1)
     return border.float().mean(1)
@@ -122,7 +122,8 @@ def _backdrop(images: Tensor, background: Tensor, tolerance: float = 0.15) -> Te
 
 def _unmix(images: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
     """For each palette colour c: the a in [0, 1] that brings background + a (c - background) nearest to the pixel, and
-    the squared distance that is left. A colour within 0.1 of the background cannot be told from it, and covers nothing."""
+    the squared distance that is left. A colour within 0.1 of the background cannot be told from it: it covers nothing.
+    """
     palette = torch.tensor(list(COLOURS.values())).view(1, -1, 3, 1, 1)       # (1, 8, 3, 1, 1)
     towards = palette - background.unsqueeze(1)                               # (B, 8, 3, H, W)
     there = (images - background).unsqueeze(1)
@@ -156,20 +157,20 @@ def connected(labels: Tensor) -> Tensor:
 
 def _largest(blob: Tensor) -> tuple[Tensor, Tensor]:
     """Which images hold a blob worth reading, and its number: the MOST largest of each image."""
-    area = torch.zeros(len(blob), blob[0].numel() + 1).scatter_add_(1, blob.flatten(1), torch.ones(blob.flatten(1).shape))
+    numbers, pixels = blob.flatten(1), blob[0].numel()
+    area = torch.zeros(len(blob), pixels + 1).scatter_add_(1, numbers, torch.ones(numbers.shape))
     area[:, 0] = 0
     top = area.topk(MOST, dim=1)
-    image, rank = torch.nonzero(top.values >= max(3, SMALLEST * blob[0].numel()), as_tuple=True)
+    image, rank = torch.nonzero(top.values >= max(3, SMALLEST * pixels), as_tuple=True)
     return image, top.indices[image, rank]
 
 
 def _fit_silhouettes(blobs: _Blobs, rounds: int = 10) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, y, radius of every silhouette laid over every blob, and its misfit there: (N, 6) each.
 
-    The misfit is the area between the two outlines over 2 pi radius squared: how far the outline is off, on average, in
-    radii. Differences are averaged over 3 x 3 pixels first, where those of blur and noise cancel and a wrong edge stays.
+    The misfit is the area between the two outlines over 2 pi radius squared: how far the outline is off, on average,
+    in radii. Differences are first averaged over 3 x 3 pixels: those of blur and noise cancel, a wrong edge stays.
     """
-    count, size = len(blobs.cover), blobs.cover.shape[-1]
     seen = blobs.seen.unsqueeze(1)
     cover = blobs.cover.unsqueeze(1).expand(-1, len(SHAPES), -1, -1)          # (N, 6, H, W)
     places, guess = _lay(cover)
@@ -220,7 +221,7 @@ def _moments() -> tuple[Tensor, Tensor]:
 def _confidence(misfit: float, residual: float, radius: float, backdrop: float) -> float:
     """1 for what the renderer draws, 0.5 where a person would start to doubt, 0 for something else altogether."""
     outline = (BAD - misfit) / (BAD - GOOD)
-    colour = (0.35 - residual) / 0.2                                          # half way from one palette colour to another
+    colour = (0.35 - residual) / 0.2                              # the nearest two palette colours are 0.33 apart
     small, large = (radius / SIZES["small"][0] - 0.7) / 0.2, (1.5 - radius / SIZES["large"][1]) / 0.3
     return math.prod(min(max(part, 0.0), 1.0) for part in (outline, colour, small, large, backdrop / 0.8))
 

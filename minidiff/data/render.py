@@ -14,10 +14,12 @@ from torch import Tensor
 
 
 def circle(x: Tensor, y: Tensor) -> Tensor:
+    """Distance to the centre, less the radius."""
     return (x * x + y * y).sqrt() - 1
 
 
 def square(x: Tensor, y: Tensor, half: float = 0.86) -> Tensor:
+    """Outside, the distance to the nearest side or corner; inside, to the nearest side."""
     dx, dy = x.abs() - half, y.abs() - half                       # half < 1: beside a circle it should not look bigger
     outside = (dx.clamp(min=0).square() + dy.clamp(min=0).square()).sqrt()
     return outside + torch.maximum(dx, dy).clamp(max=0)
@@ -46,7 +48,7 @@ def polygon(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]]) -> Ten
     return torch.where(inside, -nearest.sqrt(), nearest.sqrt())
 
 
-def _star(points: int = 5, inner: float = 0.46, outer: float = 1.1) -> list[tuple[float, float]]:
+def _star(points: int = 5, inner: float = 0.46, outer: float = 1.05) -> list[tuple[float, float]]:
     drop = outer * (1 - math.cos(math.pi / points)) / 2           # a star's box is not centred on its hub
     spokes = [(math.pi * k / points, outer * (inner if k % 2 else 1)) for k in range(2 * points)]
     return [(r * math.sin(a), drop - r * math.cos(a)) for a, r in spokes]

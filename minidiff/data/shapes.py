@@ -2,8 +2,8 @@
 
 A scene is a tuple of `Attributes`, one per object: words for the caption, exact numbers for the ruler. Everything else
 is a pure function of it: `caption(attributes)` says it, `draw(scenes, size)` paints it, far objects first. `Shapes`
-draws the attributes of scene i from a generator seeded with (seed, i), so a scene never depends on how many others there
-are, on their order, on the process that asks, or on the resolution: size 64 is size 32 seen through a better lens.
+draws the attributes of scene i from a generator seeded with (seed, i), so a scene never depends on how many others
+there are, on their order, on the process that asks, or on the resolution: 64 x 64 is 32 x 32 through a better lens.
 """
 
 import itertools
@@ -53,10 +53,12 @@ class Attributes(NamedTuple):
 
 
 class Scene(NamedTuple):
+    """What `Shapes(...)[i]` is: a picture, and everything there is to know about it."""
+
     image: Tensor                                                 # float (3, size, size) in [-1, 1], on the 8-bit grid
     caption: str
     attributes: tuple[Attributes, ...]                            # in the order in which the caption names them
-    depth: Tensor                                                 # float (1, size, size): distance to what is seen there
+    depth: Tensor                                                 # float (1, size, size): distance of what is seen
     mask: Tensor                                                  # float (1, size, size): 1 on any object, else 0
 
 
@@ -102,7 +104,7 @@ class Shapes(Dataset):
     def attributes(self, i: int) -> tuple[Attributes, ...]:
         """What scene i holds, without drawing it."""
         random = np.random.default_rng([self.seed, i])
-        overlap = random.random() < 1 / 3 and len(self.colours) > 1        # a third: so each of the six relations is met equally often
+        overlap = random.random() < 1 / 3 and len(self.colours) > 1           # a third: two of the six relations
         while True:
             scene = self._imagine(random)
             if all(unambiguous(a, b, overlap) for a, b in itertools.combinations(scene, 2)):
@@ -117,7 +119,7 @@ class Shapes(Dataset):
         return torch.tensor([index[f"{a.colour} {a.shape}"] for a, in map(self.attributes, range(self.n))])
 
     def tensors(self, chunk: int = 128) -> tuple[Tensor, Tensor]:
-        """Every scene at once: images uint8 (n, 3, size, size), labels int64 (n,). images / 127.5 - 1 is what [i] gives."""
+        """All scenes at once: images uint8 (n, 3, size, size), labels int64 (n,). [i].image = images[i] / 127.5 - 1."""
         labels = self.labels                                      # first, because it refuses scenes of two objects
         pieces = [range(k, min(k + chunk, self.n)) for k in range(0, self.n, chunk)]
         return torch.cat([draw([self.attributes(i) for i in p], self.size)[0] for p in pieces]), labels
@@ -194,7 +196,7 @@ def relation(a: Attributes, b: Attributes) -> str:
 
 
 def hidden(a: Attributes, b: Attributes, grow: float = 1.0) -> float:
-    """The part of the farther one's area that the nearer one hides, in [0, 1], on a fixed grid: no size enters a caption."""
+    """The share of the farther one's area that the nearer one hides, on a fixed grid: captions know no resolution."""
     reach = (a.radius + b.radius) * grow
     if abs(a.x - b.x) > reach or abs(a.y - b.y) > reach:          # their boxes are apart: no need to draw them
         return 0.0

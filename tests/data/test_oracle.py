@@ -11,6 +11,15 @@ from minidiff.data.oracle import connected, fit_background, matches, read_shapes
 from minidiff.data.shapes import BACKGROUNDS, COLOURS, Attributes, Shapes, draw, silhouettes
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Pictures this small gain nothing from a second thread, and wait for it on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def right(scenes, images):
     """The share of images in which exactly the objects that are there were read."""
     truth = [sorted((a.shape, a.colour) for a in scenes.attributes(i)) for i in range(len(scenes))]
@@ -70,6 +79,13 @@ def test_noise_blur_and_tint_are_forgiven(scenes, images):
     assert right(scenes, images + 0.1 * torch.randn(300, 3, 1, 1, generator=generator)) >= 0.98
 
 
+def test_under_heavy_noise_it_refuses_rather_than_guesses(scenes, images):
+    truth = [[(a.shape, a.colour) for a in scenes.attributes(i)] for i in range(300)]
+    read = [[(a.shape, a.colour) for a in reading] for reading in read_shapes(noise(images, 0.3))]
+    assert sum(map(bool, read)) > 100
+    assert sum(r not in ([], t) for t, r in zip(truth, read, strict=True)) <= 2
+
+
 def test_two_objects_are_counted_and_told_apart():
     pairs = Shapes(60, seed=13, objects=2)
     assert right(pairs, torch.stack([scene.image for scene in pairs])) >= 0.9
@@ -87,12 +103,12 @@ def test_a_partly_hidden_object_is_measured_whole():
 @pytest.mark.parametrize("size", [32, 64])
 def test_blank_images_and_noise_hold_nothing(size):
     generator = torch.Generator().manual_seed(2)
-    some = Shapes(40, size, seed=3)
-    coarse = torch.randn(40, 3, 4, 4, generator=generator)
-    for images in (paint(torch.zeros(40, size, size), some), torch.rand(40, 3, size, size, generator=generator) * 2 - 1,
-                   torch.randn(40, 3, size, size, generator=generator).clamp(-1, 1),
+    some = Shapes(16, size, seed=3)
+    coarse = torch.randn(16, 3, 4, 4, generator=generator)
+    for images in (paint(torch.zeros(16, size, size), some), torch.rand(16, 3, size, size, generator=generator) * 2 - 1,
+                   torch.randn(16, 3, size, size, generator=generator).clamp(-1, 1),
                    F.interpolate(coarse, size=(size, size), mode="bicubic").clamp(-1, 1)):
-        assert read_shapes(images) == [()] * 40
+        assert read_shapes(images) == [()] * 16
 
 
 def test_halves_rings_and_other_colours_are_refused():
@@ -101,7 +117,8 @@ def test_halves_rings_and_other_colours_are_refused():
     whole, y, x = silhouettes(things, 32), *torch.meshgrid(*[(torch.arange(32) + 0.5) / 32] * 2, indexing="ij")
     cx, cy = (torch.tensor(v).view(-1, 1, 1) for v in zip(*((a.x, a.y) for a in things), strict=True))
     assert sum(map(len, read_shapes(paint(whole, some)))) == 80
-    for cut in (whole * (x < cx), whole * (y > cy), whole * (x - cx > y - cy), whole - silhouettes(things, 32, grow=0.55)):
+    ring = whole - silhouettes(things, 32, grow=0.55)
+    for cut in (whole * (x < cx), whole * (y > cy), whole * (x - cx > y - cy), ring):
         assert read_shapes(paint(cut, some)) == [()] * 80
     assert read_shapes(paint(whole, some, rgb=(0.45, 0.28, 0.12))) == [()] * 80            # brown
 

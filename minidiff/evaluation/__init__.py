@@ -1,0 +1,8 @@
+"""Evaluation: distances between sets of pictures, and a judge trained on real ones."""
+
+from .judge import Judge, floors, judge_samples, load_or_train_judge, train_judge
+from .metrics import frechet_distance, kernel_distance
+
+__all__ = [
+    "Judge", "floors", "frechet_distance", "judge_samples", "kernel_distance", "load_or_train_judge", "train_judge",
+]
