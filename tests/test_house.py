@@ -103,7 +103,8 @@ def test_readme_names_the_two_commands_and_files_that_exist():
 
 
 def test_requirements_hold_what_the_package_declares():
-    declared = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE).group(1)
+    project = (ROOT / "pyproject.toml").read_text()
+    declared = re.search(r"^dependencies = \[(.*?)^\]", project, re.DOTALL | re.MULTILINE).group(1)
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     assert set(re.findall(r'"([^"]+)"', declared)) <= set(lines)
     assert [line for line in lines if line][-1] == "-e ."

@@ -21,7 +21,7 @@ NAME, HELP = "eval", "measure a trained model against real images"
 
 
 def arguments(parser):
-    parser.add_argument("run", help="the folder that train wrote", metavar="folder")
+    parser.add_argument("folder", help="the folder that train wrote")
     parser.add_argument("--data", required=True, help="the dataset it was trained on; it needs a train and a test split")
     parser.add_argument("--n", type=int, default=500, help="samples; distances depend on it, so compare at equal n")
     parser.add_argument("--batch", type=int, default=100, help="samples drawn at a time")
@@ -37,7 +37,7 @@ def arguments(parser):
 
 def run(args):
     device = pick_device(args.device)
-    pipe = ClassToImage.load(args.run, device)
+    pipe = ClassToImage.load(args.folder, device)
     train, test = (open_data(args.data, pipe.size, split) for split in ("train", "test"))
     judge = load_or_train_judge(train, Path(args.judge), device=device)
     if args.floors:

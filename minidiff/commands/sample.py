@@ -18,7 +18,7 @@ NAME, HELP = "sample", "draw images from a trained model"
 
 
 def arguments(parser):
-    parser.add_argument("run", help="the folder that train or demo wrote", metavar="folder")
+    parser.add_argument("folder", help="the folder that train or demo wrote")
     parser.add_argument("--classes", nargs="+", default=None, help="names or numbers; the first ten, if left out")
     parser.add_argument("--each", type=int, default=8, help="images per class")
     parser.add_argument("--steps", type=int, default=50, help="network calls per image")
@@ -32,7 +32,7 @@ def arguments(parser):
 
 
 def run(args):
-    pipe = ClassToImage.load(args.run, pick_device(args.device))
+    pipe = ClassToImage.load(args.folder, pick_device(args.device))
     if args.each < 1:
         raise ValueError(f"--each {args.each}: draw at least one image per class")
     chosen = [find_class(name, pipe.classes) for name in args.classes] if args.classes else list(range(len(pipe.classes)))[:10]
@@ -40,7 +40,7 @@ def run(args):
     walk = pipe.walk(labels, args.steps, args.guidance, {"ddim": ddim, "ddpm": ddpm}[args.sampler], args.spacing,
                      torch.Generator().manual_seed(args.seed))  # fmt: skip
     states = list(tqdm(walk, total=args.steps, unit="step"))
-    out = Path(args.out or Path(args.run) / "samples.png")
+    out = Path(args.out or Path(args.folder) / "samples.png")
     rows = [pipe.classes[c] for c in chosen] or None
     plot.show_images(states[-1].x.clamp(-1, 1).cpu(), columns=args.each, row_labels=rows, file=out)
     print(out)

@@ -38,10 +38,10 @@ def arguments(parser):
     data.add_argument("--limit", type=int, default=None, help="use so many images only")
     data.add_argument("--flip", action="store_true", help="mirror images at random")
     net = parser.add_argument_group("network")
-    net.add_argument("--channels", type=numbers, default=(64, 128, 192), help="width of each stage")
-    net.add_argument("--attention", type=numbers, default=(0, 1, 1), help="1 for each stage that attends")
+    net.add_argument("--channels", type=numbers, default=(96, 192), help="width of each stage")
+    net.add_argument("--attention", type=numbers, default=(0, 1), help="1 for each stage that attends")
     net.add_argument("--layers", type=int, default=1, help="residual blocks per stage")
-    net.add_argument("--patch", type=int, default=2, help="pixels per side folded into channels; 1 is finer and 4x dearer")
+    net.add_argument("--patch", type=int, default=4, help="pixels per side folded into channels; 1 is finest and 16x dearer")
     net.add_argument("--condition", choices=("add", "concat", "none"), default="add", help="how the class enters")
     process = parser.add_argument_group("diffusion")
     process.add_argument("--schedule", choices=("linear", "scaled_linear", "cosine", "flow"), default="flow")
@@ -101,7 +101,7 @@ def build(args, images: Images) -> ClassToImage:
     channels = images.pixels.shape[1]
     torch.manual_seed(args.seed)
     net = UNet(
-        channels, channels, args.channels, tuple(bool(a) for a in args.attention), args.layers, patch=args.patch,
+        channels, channels, args.channels, tuple(bool(a) for a in args.attention), args.layers, patch=args.patch, shortcut=True,
         num_classes=len(classes) or None, class_channels=4 if args.condition == "concat" else 0,
     )  # fmt: skip
     if args.size % net.stride:

@@ -67,7 +67,7 @@ class Shapes(Dataset):
 
     objects: how many per scene, 1 or 2, or a tuple of counts to choose from. Two differ in shape or colour, are hidden
     by no more than half, and never stand so that their relation could be argued about.
-    shapes, colours, backgrounds: names to draw from; None means all. A class is a colour and a shape: `classes[label]`
+    shapes, colours, backgrounds, sizes: names to draw from; None means all. A class is a colour and a shape: `classes[label]`
     is "red circle". A nearer object has smaller depth, so object a's visible pixels are `scene.depth == a.depth`.
     A DataLoader stacks scenes of one fixed count; scenes of (1, 2) objects need a collate_fn that drops `attributes`.
 
@@ -76,7 +76,7 @@ class Shapes(Dataset):
 
     def __init__(self, n: int, size: int = 32, seed: int = 0, objects: int | Sequence[int] = 1,
                  shapes: Sequence[str] | None = None, colours: Sequence[str] | None = None,
-                 backgrounds: Sequence[str] | None = None):
+                 backgrounds: Sequence[str] | None = None, sizes: Sequence[str] | None = None):
         for name, value, least in (("n", n, 1), ("size", size, 8), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}: give {least} or more")
@@ -85,6 +85,7 @@ class Shapes(Dataset):
         self.shapes = _chosen("shape", shapes, SHAPES)
         self.colours = _chosen("colour", colours, COLOURS)
         self.backgrounds = _chosen("background", backgrounds, BACKGROUNDS)
+        self.sizes = _chosen("size", sizes, SIZES)
         self.classes = [f"{colour} {shape}" for shape in self.shapes for colour in self.colours]
         if not self.objects or not set(self.objects) <= {1, 2}:
             raise ValueError(f"objects is {objects!r}: give 1, 2 or (1, 2)")
@@ -134,7 +135,7 @@ class Shapes(Dataset):
 
         background, things = pick(self.backgrounds), []
         for _ in range(pick(self.objects)):
-            shape, colour, size = pick(self.shapes), pick(self.colours), pick(tuple(SIZES))
+            shape, colour, size = pick(self.shapes), pick(self.colours), pick(self.sizes)
             radius = between(*SIZES[size])
             x, y = (between(radius + MARGIN, 1 - radius - MARGIN) for _ in "xy")
             depth = 0.25 + pick(range(17)) / 32                   # a binary fraction, so float32 holds it exactly

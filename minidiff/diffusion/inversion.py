@@ -7,6 +7,7 @@ algorithm: it is the same step over the same levels, from clean to noisy (Song e
 from collections.abc import Iterator
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from .forward import Denoiser
@@ -15,6 +16,7 @@ from .schedule import Level
 from .steps import ddim_step
 
 
+@torch.no_grad()
 def invert(denoise: Denoiser, x0: Tensor, levels: list[Level]) -> Iterator[State]:
     """Walk x0 (B, ...) up to noise over the levels that a sampler would walk down, and yield a State after every step.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .forward import add_noise, target
+from .forward import TARGETS, add_noise, target
 from .schedule import Level, Schedule
 
 
@@ -43,12 +43,14 @@ def min_snr_weight(level: Level, predicts: str, gamma: float = 5.0) -> Tensor:
     hence weight = min(SNR, gamma) / k. It is written as min(1, gamma / SNR) * (SNR / k), which is finite at alpha = 0.
     """
     alpha, sigma = torch.as_tensor(level.alpha), torch.as_tensor(level.sigma)
-    per_k = {  # SNR / k
-        "eps": torch.ones_like(alpha),
-        "x0": (alpha / sigma) ** 2,
-        "v": (alpha / (alpha**2 + sigma**2)) ** 2,
-        "flow": (alpha / (alpha + sigma)) ** 2,
-    }
-    if predicts not in per_k:
-        raise ValueError(f'unknown prediction "{predicts}": a network predicts one of {", ".join(per_k)}')
-    return (gamma * (sigma / alpha) ** 2).clamp(max=1) * per_k[predicts]
+    capped = (gamma * (sigma / alpha) ** 2).clamp(max=1)  # min(1, gamma / SNR)
+    match predicts:
+        case "eps":
+            return capped
+        case "x0":
+            return ((alpha / sigma) ** 2).clamp(max=gamma)
+        case "v":
+            return capped * (alpha / (alpha**2 + sigma**2)) ** 2
+        case "flow":
+            return capped * (alpha / (alpha + sigma)) ** 2
+    raise ValueError(f'unknown prediction "{predicts}": a network predicts one of {", ".join(TARGETS)}')

@@ -5,7 +5,8 @@
         ...
 
 A sampler is a page of a paper and nothing else: no model, no schedule, no device, no guidance lives here. What the
-denoiser is made of, it never learns; where the levels come from, neither.
+denoiser is made of, it never learns; where the levels come from, neither. It runs without gradients, or a walk of fifty
+steps would keep fifty networks' worth of activations; a denoiser that needs gradients switches them on for itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ class State(NamedTuple):
 Sampler = Callable[..., Iterator[State]]  # (denoise, x, levels, **own options)
 
 
+@torch.no_grad()
 def ddpm(
     denoise: Denoiser, x: Tensor, levels: list[Level], generator: torch.Generator | None = None
 ) -> Iterator[State]:
@@ -46,6 +48,7 @@ def ddpm(
         yield State(x, estimate.x0, there)
 
 
+@torch.no_grad()
 def ddim(
     denoise: Denoiser, x: Tensor, levels: list[Level], eta: float = 0.0, generator: torch.Generator | None = None
 ) -> Iterator[State]:
@@ -57,13 +60,12 @@ def ddim(
     for here, there in downward(levels):
         estimate = denoise(x, here)
         noise = randn_like(x, generator) if eta and there.sigma else None
-        x = ddim_step(x, estimate, here, there, eta if there.sigma else 0.0, noise)
+        x = ddim_step(x, estimate, here, there, eta, noise)
         yield State(x, estimate.x0, there)
 
 
-@torch.no_grad()
 def sample(sampler: Sampler, denoise: Denoiser, x: Tensor, levels: list[Level], progress=True, **options) -> Tensor:
-    """The end of the walk: `sampler` run to its last level without gradients, under a progress bar. (B, ...) -> (B, ...)
+    """The end of the walk: `sampler` run to its last level under a progress bar. (B, ...) -> (B, ...)
 
     options go to the sampler: sample(ddim, denoise, x, levels, eta=1.0).
     """

@@ -32,7 +32,7 @@ def ddim_step(xt: Tensor, estimate: Estimate, here: Level, there: Level, eta=0.0
     if not 0 <= eta <= 1:
         raise ValueError(f"eta = {eta}: DDIM takes 0 (deterministic) to 1 (as random as DDPM)")
     alpha, sigma = there.like(xt)
-    if eta == 0:  # nothing random is computed: on the way up 1 - rho^2 is negative
+    if eta == 0 or _is_clean(there):  # nothing random is computed: on the way up 1 - rho^2 is negative
         return alpha * estimate.x0 + sigma * estimate.eps
     fresh = eta**2 * (1 - _rho(xt, here, there) ** 2)  # share of the variance that is drawn afresh
     noise = torch.randn_like(xt) if noise is None else noise
@@ -52,7 +52,7 @@ def ddpm_step(xt: Tensor, estimate: Estimate, here: Level, there: Level, noise: 
     Raises ValueError when `there` is noisier than `here`.
     """
     alpha, sigma = there.like(xt)
-    if not isinstance(sigma, Tensor) and sigma == 0:
+    if _is_clean(there):
         return alpha * estimate.x0
     rho = _rho(xt, here, there)
     noise = torch.randn_like(xt) if noise is None else noise
@@ -60,10 +60,15 @@ def ddpm_step(xt: Tensor, estimate: Estimate, here: Level, there: Level, noise: 
     return alpha * estimate.x0 + sigma * (rho * eps + (1 - rho**2) ** 0.5 * noise)
 
 
+def _is_clean(level: Level) -> bool:
+    return not isinstance(level.sigma, Tensor) and level.sigma == 0
+
+
 def _rho(xt: Tensor, here: Level, there: Level) -> float | Tensor:
     """(alpha/sigma of here) / (alpha/sigma of there): the share of the noise at `there` that x_t still remembers."""
     (alpha, sigma), (alpha_there, sigma_there) = here.like(xt), there.like(xt)
-    rho = (alpha * sigma_there) / (alpha_there * sigma)
-    if bool((rho > 1).any() if isinstance(rho, Tensor) else rho > 1):
+    signal_here, signal_there = alpha * sigma_there, alpha_there * sigma  # compared before one divides by the other
+    up = (signal_here > signal_there) | (signal_there == 0)
+    if bool(up.any() if isinstance(up, Tensor) else up):
         raise ValueError("this step goes up, to a noisier level: only ddim_step with eta = 0 walks that way")
-    return rho
+    return signal_here / signal_there

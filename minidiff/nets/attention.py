@@ -51,7 +51,7 @@ class SpatialAttention(nn.Module):
     Self-attention always; cross-attention to `context` (B, L, context_dim) if the network was built with a context_dim.
     """
 
-    def __init__(self, channels: int, head_channels: int = 64, context_dim: int | None = None):
+    def __init__(self, channels: int, context_dim: int | None = None, head_channels: int = 64):
         super().__init__()
         self.norm = nn.GroupNorm(groups(channels), channels)
         self.self_attention = SelfAttention(channels, head_channels)

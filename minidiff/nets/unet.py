@@ -6,7 +6,7 @@ laid beside its counterpart on the way up. The bottom sees the whole picture, th
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 from .attention import SpatialAttention
 from .blocks import GSC, DownSample, Join, Layer, UpSample, zero
@@ -30,13 +30,15 @@ class UNet(nn.Module):
         context_dim: int | None = None,  # channels of the context tokens, if there is cross-attention to them
         num_classes: int | None = None,  # classes, if it can be asked for one
         class_channels: int = 0,  # 0: the class is added to the time embedding; n: laid beside the image as n channels
-        head_channels: int = 64,  # channels of an attention head
         patch: int = 1,  # pixels per side folded into channels at the door: 2 makes everything inside 4 times cheaper
+        shortcut: bool = False,  # add gain(t) * x + shift(t) to the answer: short runs learn much faster; needs in = out
     ):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         if len(attention) != len(channels):
             raise ValueError(f"attention has {len(attention)} entries for {len(channels)} stages: give one per stage")
+        if shortcut and in_channels != out_channels:
+            raise ValueError(f"a shortcut adds the input to the answer, but there are {in_channels} channels in, {out_channels} out")
         width, emb_channels = channels[0], 4 * channels[0]
         self.patch, self.stride = patch, patch * 2 ** (len(channels) - 1)
         self.time = TimeEmbedding(width, emb_channels)
@@ -44,7 +46,7 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d((in_channels + class_channels) * patch**2, width, 3, padding=1)
 
         def attend(stage):
-            return SpatialAttention(channels[stage], head_channels, context_dim) if attention[stage] else None
+            return SpatialAttention(channels[stage], context_dim) if attention[stage] else None
 
         skips, self.down, self.up = [width], nn.ModuleList(), nn.ModuleList()
         for stage, out in enumerate(channels):
@@ -54,7 +56,7 @@ class UNet(nn.Module):
             if stage < len(channels) - 1:
                 self.down.append(DownSample(out))
                 skips.append(out)
-        bottom = SpatialAttention(width, head_channels, context_dim)
+        bottom = SpatialAttention(width, context_dim)
         self.mid = nn.ModuleList([Layer(width, width, emb_channels, bottom), Layer(width, width, emb_channels, None)])
         for stage, out in reversed(list(enumerate(channels))):
             for _ in range(layers + 1):
@@ -64,6 +66,9 @@ class UNet(nn.Module):
                 self.up.append(UpSample(out))
         self.out = GSC(width, out_channels * patch**2)
         zero(self.out[-1])  # the first guess is 0, the mean of every target
+        # Where there is no edge in sight, the best answer is a straight line in x whose slope only t decides; at low noise
+        # it is steep. GroupNorms make the deep path slow to learn that.
+        self.around = zero(nn.Linear(emb_channels, 2 * out_channels)) if shortcut else None
 
     @property
     def null_class(self) -> int:
@@ -75,11 +80,8 @@ class UNet(nn.Module):
         emb = self.time(t)  # (B, E)
         if y is not None and not self.config["class_channels"]:
             emb = emb + self.label(y)
-        elif y is not None:
-            maps = self.label(y)[:, :, None, None].expand(-1, -1, *x.shape[2:])  # (B, class_channels, H, W)
-            x = torch.cat([x, maps], dim=1)
-
-        h = self.conv_in(pixel_unshuffle(x, self.patch))  # (B, C, H/patch, W/patch)
+        inputs = torch.cat([x, self._class_maps(y, x)], dim=1) if self.config["class_channels"] else x
+        h = self.conv_in(pixel_unshuffle(inputs, self.patch))  # (B, C, H/patch, W/patch)
         skips = [h]
         for block in self.down:
             h = block(h, emb, context)
@@ -88,7 +90,14 @@ class UNet(nn.Module):
             h = block(h, emb, context)
         for block in self.up:
             h = block(h, skips.pop(), emb, context) if isinstance(block, Join) else block(h, emb, context)
-        return pixel_shuffle(self.out(h), self.patch)  # (B, out, H, W)
+        out = pixel_shuffle(self.out(h), self.patch)  # (B, out, H, W)
+        if self.around:
+            gain, shift = self.around(silu(emb))[:, :, None, None].chunk(2, dim=1)  # (B, out, 1, 1) each
+            out = out + gain * x + shift
+        return out
+
+    def _class_maps(self, y: Tensor, x: Tensor) -> Tensor:
+        return self.label(y)[:, :, None, None].expand(-1, -1, *x.shape[2:])  # (B,) -> (B, class_channels, H, W)
 
     def _check(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None) -> Tensor | None:
         c = self.config

@@ -58,10 +58,14 @@ class ClassToImage:
         x = randn_like(torch.empty(len(labels), self.net.config["in_channels"], self.size, self.size, device=device), generator)
         levels = self.schedule.levels(steps, spacing)
         x = x.to(memory_format=torch.channels_last)
-        yield from sampler(clipped(self.denoiser(labels, guidance_scale)), levels[0].sigma * x, levels, generator=generator)
+        yield from sampler(self.denoiser(labels, guidance_scale), levels[0].sigma * x, levels, generator=generator)
 
     def denoiser(self, labels: Tensor, guidance_scale: float = 1.0):
         """What a sampler walks: this network asked for these labels."""
+        guided = self._guided(labels, guidance_scale)
+        return clipped(guided) if self.predicts == "eps" else guided  # only from eps does x0 come out far too large
+
+    def _guided(self, labels: Tensor, guidance_scale: float):
         if not self.classes:
             return denoiser(self.net, self.predicts)
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):

@@ -23,7 +23,7 @@ class TrainConfig:
     """How to train. Raises ValueError for numbers that make no sense."""
 
     steps: int = 1000  # optimizer steps
-    lr: float = 1e-3  # of AdamW
+    lr: float = 2e-3  # of AdamW
     warmup: int = 50  # steps over which the learning rate rises from 0
     decay: str = "cosine"  # then falls to 0 as a cosine; or "constant"
     accumulate: int = 1  # batches whose gradients are added up into one step
@@ -59,7 +59,8 @@ class Trainer:
 
     def __init__(self, net: nn.Module, loss: Callable[[nn.Module, Tensor, Tensor | None], Tensor], config: TrainConfig):
         self.net, self.loss, self.config = net, loss, config
-        self.optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01)
+        # fused: one pass over memory instead of several, a third of the time
+        self.optimizer = torch.optim.AdamW(net.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.ema = EMA(net, config.ema)
         self.losses: list[float] = []  # one a step, so its length is the number of steps done
 
@@ -127,9 +128,11 @@ class Trainer:
             raise ValueError(f"{folder} holds the state of another network: resume with the options it was started with")
         self.net.load_state_dict(part["net."])
         self.ema.net.load_state_dict(part["ema."])
-        adam: dict[int, dict] = {}
+        parameters, adam = list(self.net.parameters()), {}
         for key, value in part["adam."].items():
             index, name = key.split(".")
+            if value.ndim:  # the fused optimizer walks memory: moments must lie there as their parameter does, channels last
+                value = torch.empty_like(parameters[int(index)]).copy_(value)
             adam.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.ema.updates, self.losses = int(tensors["ema_updates"]), tensors["losses"].tolist()

@@ -57,7 +57,8 @@ def test_min_snr_counts_errors_of_x0_alike_whatever_is_predicted(kind, schedule,
 
 
 @given(st.sampled_from(KINDS))
-def test_min_snr_is_finite_at_pure_noise(kind):
+def test_min_snr_is_finite_at_both_ends(kind):
+    assert min_snr_weight(Level(0, 1.0, 0.0), kind).item() == {"eps": 0.0, "x0": 5.0}.get(kind, 0.0)
     weight = min_snr_weight(Level(999, 0.0, 1.0), kind)
     assert weight.item() == (1.0 if kind == "eps" else 0.0)
 

@@ -128,6 +128,14 @@ def test_exact_denoisers_at_the_clean_end():
         assert estimate.eps.abs().max() == 0
 
 
+def test_walks_keep_no_gradients_and_leave_yours_alone(generator):
+    net = torch.nn.Conv2d(1, 1, 1)
+    x, levels = torch.randn(1, 1, 2, 2, generator=generator), LINEAR.levels(3)
+    for sampler in (ddim, ddpm, invert):
+        for state in sampler(denoiser(lambda xt, t: net(xt)), x, levels):
+            assert not state.x.requires_grad and torch.is_grad_enabled()
+
+
 def test_states_say_where_the_walk_stands(generator):
     levels = LINEAR.levels(5)
     states = list(ddim(GAUSSIAN, torch.randn(2, 1, generator=generator), levels))

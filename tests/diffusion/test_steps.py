@@ -103,5 +103,8 @@ def test_bad_input_is_named():
     for step, options in ((ddpm_step, (noise,)), (ddim_step, (0.5, noise))):
         with pytest.raises(ValueError, match="goes up"):
             step(xt, estimate, here, there, *options)
+    for here, there in ((CLEAN, LINEAR.at(5)), (LINEAR.at(5), Level(999, 0.0, 1.0))):  # where a ratio would divide by zero
+        with pytest.raises(ValueError, match="goes up"):
+            ddpm_step(xt, estimate, here, there, noise)
     with pytest.raises(ValueError, match="eta"):
         ddim_step(xt, estimate, there, here, 1.5)

@@ -3,7 +3,7 @@ import torch
 
 from minidiff.nets import GSC, CrossAttention, DownSample, ResNetBlock, SelfAttention, UNet, UpSample
 
-TINY = {"channels": (16, 32), "attention": (False, True), "layers": 1, "head_channels": 16}
+TINY = {"channels": (16, 32), "attention": (False, True), "layers": 1}
 
 
 def tiny(**options):
@@ -51,7 +51,7 @@ def test_shapes_of_the_pieces(generator):
 
 @pytest.mark.parametrize("options", [
     {}, {"patch": 2}, {"num_classes": 10}, {"num_classes": 10, "class_channels": 4}, {"context_dim": 12},
-    {"out_channels": 3}, {"layers": 2, "channels": (16, 16, 32), "attention": (True, False, False)},
+    {"out_channels": 3}, {"shortcut": True}, {"layers": 2, "channels": (16, 16, 32), "attention": (True, False, False)},
 ])  # fmt: skip
 def test_every_parameter_takes_part(options):
     net, (x, t) = tiny(**options), inputs()
