@@ -40,6 +40,19 @@ def test_new_blocks_start_as_the_identity(generator):
     torch.testing.assert_close(ResNetBlock(32, 32, 8)(x, emb), x)
     assert SelfAttention(32)(x.flatten(2).transpose(1, 2)).abs().max() == 0
     assert UNet(1, 1, **TINY)(*inputs()).abs().max() == 0
+    assert UNet(1, 1, **TINY, shortcut=True)(*inputs()).abs().max() == 0
+
+
+def test_the_shortcut_is_a_straight_line_in_x():
+    """With the deep path silent, the answer is gain * x + shift, the same for every pixel."""
+    net, (x, t) = tiny(shortcut=True), inputs()
+    for parameter in net.out[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    answer = net(x, t)
+    slope = (answer[:, 0, 0, 0] - answer[:, 0, 1, 1]) / (x[:, 0, 0, 0] - x[:, 0, 1, 1])
+    shift = answer[:, 0, 0, 0] - slope * x[:, 0, 0, 0]
+    torch.testing.assert_close(answer, slope.view(-1, 1, 1, 1) * x + shift.view(-1, 1, 1, 1), rtol=1e-3, atol=1e-4)
+    assert slope.unique().numel() == 3  # of t alone
 
 
 def test_shapes_of_the_pieces(generator):
@@ -119,6 +132,7 @@ def test_bad_input_is_named():
         "give it context": lambda: tiny(context_dim=4)(x, t),
         "takes no labels": lambda: tiny()(x, t, y=t),
         "one per stage": lambda: UNet(1, 1, channels=(8, 8), attention=(True,)),
+        "1 channels in, 3 out": lambda: UNet(1, 3, **TINY, shortcut=True),
     }.items():
         with pytest.raises(ValueError, match=error):
             call()
