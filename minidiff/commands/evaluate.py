@@ -39,7 +39,8 @@ def run(args):
     device = pick_device(args.device)
     pipe = ClassToImage.load(args.folder, device)
     train, test = (open_data(args.data, pipe.size, split) for split in ("train", "test"))
-    judge = load_or_train_judge(train, Path(args.judge), device=device)
+    small = {"batch_size": len(train)} if len(train) < 128 else {}
+    judge = load_or_train_judge(train, Path(args.judge), device=device, **small)
     if args.floors:
         floors(judge, train, test)
     labels = torch.arange(args.n) % max(1, len(pipe.classes))

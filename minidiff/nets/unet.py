@@ -38,7 +38,7 @@ class UNet(nn.Module):
         if len(attention) != len(channels):
             raise ValueError(f"attention has {len(attention)} entries for {len(channels)} stages: give one per stage")
         if shortcut and in_channels != out_channels:
-            raise ValueError(f"a shortcut adds the input to the answer, but there are {in_channels} channels in, {out_channels} out")
+            raise ValueError(f"a shortcut adds input to answer, but there are {in_channels} channels in, {out_channels} out")
         width, emb_channels = channels[0], 4 * channels[0]
         self.patch, self.stride = patch, patch * 2 ** (len(channels) - 1)
         self.time = TimeEmbedding(width, emb_channels)

@@ -39,7 +39,10 @@ def load(folder: str | Path, device: str = "cpu") -> tuple[nn.Module, dict]:
     about = read_json(folder / "config.json")
     if about.get("class") not in NETWORKS:
         raise ValueError(f'{folder}/config.json names the network "{about.get("class")}": minidiff has {", ".join(NETWORKS)}')
-    net = NETWORKS[about["class"]](**about["config"])
+    try:
+        net = NETWORKS[about["class"]](**about["config"])
+    except TypeError as error:
+        raise ValueError(f"{folder}/config.json was written for another version of {about['class']}: {error}") from error
     load_weights(net, folder / "model.safetensors")
     return net.to(device).eval(), about
 

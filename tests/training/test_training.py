@@ -142,6 +142,9 @@ def test_bad_checkpoints_are_named(tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "class": "os.system"}))
     with pytest.raises(ValueError, match='network "os.system"'):
         load(folder)
+    (folder / "config.json").write_text(json.dumps({**config, "config": {**TINY, "wings": 2}}))
+    with pytest.raises(ValueError, match="wings"):
+        load(folder)
     (folder / "config.json").write_text(json.dumps(config))
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
