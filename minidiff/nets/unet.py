@@ -39,6 +39,8 @@ class UNet(nn.Module):
             raise ValueError(f"attention has {len(attention)} entries for {len(channels)} stages: give one per stage")
         if shortcut and in_channels != out_channels:
             raise ValueError(f"a shortcut adds input to answer, but there are {in_channels} channels in, {out_channels} out")
+        if class_channels and not num_classes:
+            raise ValueError(f"class_channels = {class_channels} lays a class beside the image: say how many in num_classes")
         width, emb_channels = channels[0], 4 * channels[0]
         self.patch, self.stride = patch, patch * 2 ** (len(channels) - 1)
         self.time = TimeEmbedding(width, emb_channels)

@@ -11,15 +11,6 @@ from minidiff.data.oracle import connected, fit_background, matches, read_shapes
 from minidiff.data.shapes import BACKGROUNDS, COLOURS, Attributes, Shapes, draw, silhouettes
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Pictures this small gain nothing from a second thread, and wait for it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def right(scenes, images):
     """The share of images in which exactly the objects that are there were read."""
     truth = [sorted((a.shape, a.colour) for a in scenes.attributes(i)) for i in range(len(scenes))]

@@ -25,16 +25,6 @@ from minidiff.data.shapes import (
     silhouettes,
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Pictures this small gain nothing from a second thread, and wait for it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 RED_CIRCLE = Attributes("circle", "red", "large", "centre", 0.5, 0.5, 0.25, 0.5, "white")
 
 

@@ -132,6 +132,7 @@ def test_bad_input_is_named():
         "give it context": lambda: tiny(context_dim=4)(x, t),
         "takes no labels": lambda: tiny()(x, t, y=t),
         "one per stage": lambda: UNet(1, 1, channels=(8, 8), attention=(True,)),
+        "say how many": lambda: UNet(1, 1, **TINY, class_channels=4),
         "1 channels in, 3 out": lambda: UNet(1, 3, **TINY, shortcut=True),
     }.items():
         with pytest.raises(ValueError, match=error):
