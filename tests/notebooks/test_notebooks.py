@@ -4,21 +4,28 @@ import ast
 import importlib.util
 import inspect
 import json
+from functools import partial
 from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 from nbclient.exceptions import CellExecutionError
 from torch.testing import assert_close
 
 import minidiff as md
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("build", ROOT / "notebooks" / "build.py")
-build = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(build)
 
+
+def load(path):
+    """The module in a file that belongs to no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build = load(ROOT / "notebooks" / "build.py")
 SOURCES = build.sources()
 PICTURES = 5  # a chapter shows at least so many
 QUICK = 60  # seconds
@@ -35,20 +42,10 @@ def _guard(connect):
 socket.socket.connect, socket.socket.connect_ex = _guard(socket.socket.connect), _guard(socket.socket.connect_ex)
 """
 
-# What a chapter defines for itself alone. Everything else it defines exists in the library, and is compared with it.
-OWN = {"01_noise_and_schedules": {"brightness_kept"}}
-
-X, EPS = torch.linspace(-1, 1, 96).view(2, 3, 4, 4), torch.linspace(2, -2, 96).view(2, 3, 4, 4) ** 3
-TABLE = md.Schedule.linear()
-LEVELS = [TABLE.at(0), TABLE.at(999), TABLE.at(torch.tensor([3, 600])), md.Schedule.flow().at(250.5)]
-ON_LEVELS = [(X, EPS, level) for level in LEVELS]
-INPUTS = {
-    "add_noise": ON_LEVELS, "predict_x0": ON_LEVELS, "predict_eps": ON_LEVELS, "velocity": ON_LEVELS,
-    "from_betas": [(torch.linspace(1e-4, 0.02, 50),), (torch.tensor([0.5, 0.1, 0.9]),)],
-    "linear": [(), (50,), (100, 0.001, 0.004)], "scaled_linear": [(), (50,), (100, 0.001, 0.004)],
-    "cosine": [(), (50,)], "flow": [(), (50,), (100, 3.0)],
-    "zero_terminal_snr": [(TABLE,), (md.Schedule.scaled_linear(),), (md.Schedule.cosine(50),)],
-}  # fmt: skip
+def chapter(source):
+    """tests/notebooks/chapters/cNN.py: OWN, the names that a chapter defines for itself alone, and INPUTS, for every other
+    name it defines, what to compare it and the library's on: argument tuples, or one function of the definition."""
+    return load(Path(__file__).parent / "chapters" / f"c{source.stem[:2]}.py")
 
 
 def built(source):
@@ -64,18 +61,22 @@ def definitions(notebook):
     return {node.name: space[node.name] for node in kept if hasattr(node, "name")}
 
 
-def compare(name, mine):
+ROOMS = (md, md.Schedule, md.diffusion, md.nets, md.training, md.data, md.evaluation)  # where the library's version may be
+
+
+def compare(name, mine, inputs):
     """A notebook's definition against the library's: the same parameters and defaults, and the same answers."""
-    room = next(room for room in (md, md.Schedule, md.diffusion) if hasattr(room, name))
-    theirs = getattr(room, name)
+    theirs = getattr(next(room for room in ROOMS if hasattr(room, name)), name)
     ours, library = (list(inspect.signature(f).parameters.values()) for f in (mine, theirs))
-    skip = library[0].name == "self"  # a method's first argument goes by any name in a notebook
+    skip = bool(library) and library[0].name == "self"  # a method's first argument goes by any name in a notebook
     assert [(p.name, p.default) for p in ours[skip:]] == [(p.name, p.default) for p in library[skip:]], name
-    for inputs in INPUTS[name]:
-        assert_close(as_tables(mine(*inputs)), as_tables(theirs(*inputs)), rtol=1e-5, atol=1e-7)
+    assert inputs, f"nothing to compare {name} on"
+    for ask in [inputs] if callable(inputs) else [partial(call, args) for args in inputs]:
+        assert_close(ask(mine), ask(theirs), rtol=1e-5, atol=1e-7)
 
 
-def as_tables(value):
+def call(args, f):
+    value = f(*args)
     return (value.alpha, value.sigma) if isinstance(value, md.Schedule) else value
 
 
@@ -98,10 +99,10 @@ def test_quick_mode_runs_offline(source):
 
 @each_chapter
 def test_definitions_are_the_librarys(source):
-    found = definitions(built(source))
-    assert OWN.get(source.stem, set()) <= set(found)
-    for name in set(found) - OWN.get(source.stem, set()):
-        compare(name, found[name])
+    found, about = definitions(built(source)), chapter(source)
+    assert set(found) == about.OWN | set(about.INPUTS)
+    for name, inputs in about.INPUTS.items():
+        compare(name, found[name], inputs)
 
 
 @each_chapter
@@ -132,7 +133,7 @@ def test_outputs_are_complete_and_say_nothing_of_the_machine(source):
 ], ids=["a square too many", "a parameter renamed", "arguments ignored", "another default", "nothing done"])  # fmt: skip
 def test_a_wrong_definition_is_noticed(name, wrong):
     with pytest.raises(AssertionError):
-        compare(name, wrong)
+        compare(name, wrong, chapter(SOURCES[0]).INPUTS[name])
 
 
 def test_a_changed_source_is_noticed(tmp_path):
