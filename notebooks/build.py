@@ -5,6 +5,7 @@
     python notebooks/build.py --check         does every notebook hold the cells of its source?
 
 A chapter is written in notebooks/src/NN_name.py (jupytext's "py:percent") and lives, executed, in notebooks/NN_name.ipynb.
+Its exercises are written in notebooks/src/exercises/NN_name.py and live, for the reader to execute, in notebooks/exercises/.
 
 Quick mode, for tests: one cell, tagged "knobs", holds a chapter's constants, one to a line, such as
 
@@ -29,16 +30,26 @@ from nbclient import NotebookClient
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
+PEAK = """import resource, sys
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))"""
 KNOB = re.compile(r"^(\w+ = ).*# quick: *(.+)$", re.MULTILINE)
 
 
-def sources(names: list[str] = ()) -> list[Path]:
-    """The text sources, all or those whose names begin with one of `names`. Raises ValueError for a name without source."""
-    found = sorted((HERE / "src").glob("[0-9][0-9]_*.py"))
+def sources(names: list[str] = (), folder: str = ".") -> list[Path]:
+    """The chapters' text sources, all or those whose names begin with one of `names`; folder "exercises" for theirs.
+
+    Raises ValueError for a name without source.
+    """
+    found = sorted((HERE / "src" / folder).glob("[0-9][0-9]_*.py"))
     for name in names:
         if not any(path.stem.startswith(name) for path in found):
             raise ValueError(f'no chapter begins with "{name}": there are {", ".join(path.stem for path in found)}')
     return [path for path in found if not names or path.stem.startswith(tuple(names))]
+
+
+def built(source: Path) -> Path:
+    """Where the notebook of a source lives."""
+    return HERE / source.relative_to(HERE / "src").with_suffix(".ipynb")
 
 
 def read(source: Path) -> nbformat.NotebookNode:
@@ -61,15 +72,19 @@ def quicken(notebook: nbformat.NotebookNode) -> None:
     knobs[0].source = KNOB.sub(r"\1\2", knobs[0].source)
 
 
-def execute(notebook: nbformat.NotebookNode, timeout: int = 1200) -> float:
-    """Run every cell in a fresh kernel, from the notebooks' folder; the seconds it took. Raises CellExecutionError."""
+def execute(notebook: nbformat.NotebookNode, timeout: int = 1200) -> tuple[float, float]:
+    """Run every cell in a fresh kernel, from the notebooks' folder; the seconds it took and the peak of its memory in MB.
+
+    Raises CellExecutionError.
+    """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # works before minidiff is installed
     client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False, coalesce_streams=True,
                             resources={"metadata": {"path": str(HERE)}})  # fmt: skip
     env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # Agg would hide pyplot's figures
+    notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
     began = time.perf_counter()
     client.execute(env={**env, "PYTHONPATH": path})
-    return time.perf_counter() - began
+    return time.perf_counter() - began, float(notebook.cells.pop().outputs[0].text)
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
@@ -125,24 +140,27 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", default=os.environ.get("MINIDIFF_QUICK") == "1")
     parser.add_argument("--check", action="store_true", help="compare, execute nothing; exit status 1 if anything differs")
     args = parser.parse_args()
-    failed = False
-    for source in sources(args.names):
-        built = HERE / f"{source.stem}.ipynb"
-        if args.check:
-            told = differences(source, built)
-            failed |= bool(told)
-            print(f"{built.name}: {'as its source' if not told else '; '.join(told)}")
-            continue
+    chapters = sources(args.names)
+    exercises = [source for source in sources(folder="exercises") if source.name in {chapter.name for chapter in chapters}]
+    if args.check:
+        told = {built(source).relative_to(ROOT): differences(source, built(source)) for source in chapters + exercises}
+        for name, different in told.items():
+            print(f"{name}: {'; '.join(different) or 'as its source'}")
+        return int(any(told.values()))
+    print(f"{'notebook':32} {'seconds':>8} {'peak MB':>8}")
+    for source in chapters:
         notebook = read(source)
         if args.quick:
             quicken(notebook)
-        seconds = execute(notebook)
+        seconds, peak = execute(notebook)
         if not args.quick:
             clean(notebook)
             stamp(notebook, seconds)
-            nbformat.write(notebook, built)
-        print(f"{built.name}: {seconds:.0f} s{', quick, not written' if args.quick else ''}")
-    return int(failed)
+            nbformat.write(notebook, built(source))
+        print(f"{source.stem:32} {seconds:8.0f} {peak:8.0f}", flush=True)
+    for source in exercises if not args.quick else ():
+        nbformat.write(read(source), built(source))  # the reader runs these
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["MINIDIFF_PROGRESS"] = str(Path(tempfile.mkdtemp()) / "progress.json")  # a test notes nothing in anyone's home
 
 settings.register_profile("minidiff", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("minidiff")

@@ -20,7 +20,8 @@ ROOMS = {  # a room may import from the rooms named here
     "training": {"diffusion", "nets"},
     "pipelines": {"diffusion", "nets", "training"},
     "evaluation": {"diffusion", "nets", "data", "training", "pipelines"},
-    "commands": {"diffusion", "nets", "data", "training", "pipelines", "evaluation", "plot"},
+    "course": {"diffusion", "nets", "data", "training", "pipelines", "evaluation", "plot"},
+    "commands": {"course", "diffusion", "nets", "data", "training", "pipelines", "evaluation", "plot"},
 }
 each_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -62,6 +63,7 @@ def test_public_functions_say_what_they_do(path):
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             boring = path.parent.name == "commands" and node.name in ("arguments", "run")
+            boring |= path.parent.name == "chapters"  # wrong versions: their sentence stands beside them
             assert boring or ast.get_docstring(node), f"{node.name} has no docstring"
 
 

@@ -1,0 +1,1 @@
+"""The tasks, one module per chapter: each lists its own in TASKS."""
