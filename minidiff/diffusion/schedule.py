@@ -117,7 +117,8 @@ class Schedule:
         """
         if self.kind == "flow":
             return self
-        alpha = self.alpha.double()
+        # Near 1, a float32 alpha has lost the digits that sigma needs; sigma still has them, and the two are one angle.
+        alpha = torch.atan2(self.sigma.double(), self.alpha.double()).cos()
         first, last = alpha[0], alpha[-1]
         return self._vp((alpha - last) * first / (first - last))
 

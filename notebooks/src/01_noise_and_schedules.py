@@ -5,17 +5,15 @@
 #
 # A diffusion model learns to undo damage. So the damage comes first, and it has to be good damage: gradual, so that every
 # small part of it can be undone; complete, so that what is left at the end can be drawn from a random generator; and
-# cheap, because training will ask for it millions of times. One line of arithmetic does all three:
+# cheap, because training will ask for it millions of times. One line does all three:
 #
 # $$x_t = \alpha_t\, x_0 + \sigma_t\, \epsilon, \qquad \epsilon \sim \mathcal N(0, I).$$
 #
 # $x_0$ is a clean image, $\epsilon$ is noise of the same shape, and the two numbers $\alpha_t, \sigma_t$ say how much of
 # each is in the mixture. This chapter is about those two numbers. At its end you will have written, and checked, every
-# noise schedule in the library: that of DDPM, of Stable Diffusion 1 and 2, the cosine, and the straight line of Stable
-# Diffusion 3.
+# noise schedule in the library, from DDPM's to Stable Diffusion 3's.
 #
-# You need Python, tensors, and the fact that variances of independent things add. No network appears anywhere, and
-# nothing is downloaded.
+# You need tensors, and the fact that variances of independent things add. No network appears, and nothing is downloaded.
 
 # %% [markdown]
 # > **For the lecturer.** 60 minutes: 10 for the naive attempts, 15 for the chain, 15 for the schedules, 10 for solving
@@ -27,15 +25,12 @@
 
 # %%
 import math
-import time
 
 import torch
 from torch.nn.functional import avg_pool2d
 from torch.testing import assert_close
 
 import minidiff as md
-
-began = time.perf_counter()
 
 # %% [markdown]
 # The knobs. A quick mode for tests replaces a value by the one in its comment; nothing else changes.
@@ -48,8 +43,8 @@ CHAINS = 256  # images that walk the whole chain, step by step  # quick: 32
 IMAGES = 2000  # images whose brightness is compared  # quick: 500
 
 # %% [markdown]
-# The images are drawn to order: coloured shapes, with values from −1 (black) to 1 (white), as everywhere in this library.
-# Zero is mid-grey, and that will matter: scaling an image towards 0 takes its contrast, not its brightness.
+# The images are drawn to order: coloured shapes, from −1 (black) to 1 (white), as everywhere in this library. Zero is
+# mid-grey: scaling an image towards 0 takes its contrast, not its brightness.
 
 # %%
 torch.manual_seed(SEED)
@@ -63,11 +58,10 @@ md.plot.show_images(few, titles=[scenes[i].caption for i in range(len(few))])
 # %% [markdown]
 # ## 1. Two naive attempts
 #
-# **Attempt one: keep adding noise.** Take the image, add a little noise, and again, a thousand times. It does bury the
-# image. But the variance grows without end, and a network that must answer at every stage would see inputs of every size.
-# (Many small additions are one large one, so the code below adds once: $x_0 + 2w\,\epsilon$.)
+# **Attempt one: keep adding noise.** It does bury the image. But the variance grows without end, and a network that must
+# answer at every stage would see inputs of every size. (Many small additions are one large one: $x_0 + 2w\,\epsilon$.)
 #
-# **Attempt two: cross-fade.** Mix $(1-w)\,x_0 + w\,\epsilon$ and turn $w$ from 0 to 1. Now both ends are right. In between,
+# **Attempt two: cross-fade.** Mix $(1-w)\,x_0 + w\,\epsilon$ and turn $w$ from 0 to 1. Both ends are right. In between,
 # something sags.
 
 # %%
@@ -78,8 +72,8 @@ faded = [(1 - w) * one + w * eps for w in ws]
 md.plot.show_images(torch.cat(added + faded), row_labels=["add", "cross-fade"], column_labels=[f"w = {w}" for w in ws])
 
 # %% [markdown]
-# Pictures beyond [−1, 1] are clipped before they are shown, so the upper row hides how bad it is. The standard deviation
-# does not. For independent image and noise, variances add, and a factor comes out *squared*:
+# Pictures are clipped to [−1, 1] before they are shown, so the upper row hides how bad it is. The standard deviation
+# does not. Variances of independent things add, and a factor comes out *squared*:
 #
 # $$\operatorname{Var}[a\,x_0 + b\,\epsilon] = a^2 \operatorname{Var}[x_0] + b^2.$$
 
@@ -97,20 +91,18 @@ md.plot.show_curves(
 )  # fmt: skip
 
 # %% [markdown]
-# The third curve is where we are going: it has no dip and no explosion. Were the images scaled to variance 1, it would
-# be a flat line at 1.
+# The third curve is where we are going. Were the images scaled to variance 1, it would be a flat line at 1.
 
 # %% [markdown]
 # ## 2. One careful step
 #
-# Ask for a small step that adds noise and leaves a variance of 1 at 1. Adding noise of variance $\beta$ means that room
-# must be made for it: the old content may keep variance $1 - \beta$. Variance is the square of size, so the *factors* are
-# square roots, and that is the whole reason why DDPM is full of them:
+# Ask for a small step that adds noise and leaves a variance of 1 at 1. Noise of variance $\beta$ needs room: the old
+# content may keep variance $1 - \beta$. Variance is the square of size, so the *factors* are square roots, which is why
+# DDPM is full of them:
 #
 # $$x_t = \sqrt{1-\beta_t}\; x_{t-1} + \sqrt{\beta_t}\; \epsilon_t \qquad\text{(DDPM, eq. 2)}$$
 #
 # $\beta_t$ is the share of the variance that step $t$ replaces by noise. DDPM lets it grow linearly from 0.0001 to 0.02.
-# One step is a line of code. The chain is a loop over it:
 
 # %%
 beta = torch.linspace(1e-4, 0.02, T)
@@ -156,11 +148,10 @@ md.plot.show_images(
 # With $\alpha_t = \sqrt{\bar\alpha_t}$ and $\sigma_t = \sqrt{1-\bar\alpha_t}$ this is the line at the top of the page, and
 # $\alpha_t^2 + \sigma_t^2 = 1$. Schedules with that property are called *variance preserving*, VP.
 #
-# > Two habits of this library. Papers count $t$ from 1; we count from 0, so $t = 0$ already carries one step of noise.
-# > And some papers, DDIM among them, write $\alpha$ for our $\bar\alpha$. `docs/notation.md` has the dictionary.
+# > Papers count $t$ from 1; we count from 0, so $t = 0$ already carries one step of noise. And some papers, DDIM among
+# > them, write $\alpha$ for our $\bar\alpha$. `docs/notation.md` has the dictionary.
 #
-# A schedule made of betas is then three lines. The product runs over a thousand numbers, so it is kept in float64 and
-# rounded once, at the end.
+# The product runs over a thousand numbers, so it is kept in float64 and rounded once, at the end.
 
 
 # %%
@@ -176,9 +167,8 @@ def linear(T=1000, beta_start=1e-4, beta_end=0.02):
 
 
 # %% [markdown]
-# Now the experiment that the derivation deserves. The images that walked the whole chain are still here. How much of
-# each image is left in them? Regress $x_t$ on $x_0$: the slope should be $\alpha_t$. How much noise? What remains after
-# taking $\alpha_t x_0$ away should have standard deviation $\sigma_t$. **Expected: the two agree within 0.015.**
+# Is it true of the images that walked the whole chain? Regress $x_t$ on $x_0$: the slope should be $\alpha_t$. What
+# remains without $\alpha_t x_0$ should have standard deviation $\sigma_t$. **Expected: agreement within 0.015.**
 
 # %%
 alpha, sigma = linear(T)
@@ -191,7 +181,7 @@ for t, xt in xs.items():
     assert_close(spread, sigma[t], atol=0.015, rtol=0)
 
 # %% [markdown]
-# A thousand draws and one draw cannot be told apart. From here on nobody walks the chain.
+# From here on nobody walks the chain.
 #
 # ## 4. `add_noise`
 #
@@ -207,8 +197,8 @@ def add_noise(x0, eps, level):
 
 
 # %% [markdown]
-# Why `level.like(x0)`, and not simply `level.alpha`? In training every image of the batch has a level of its own, and
-# `alpha` is a vector (B,). Broadcasting lines it up with the *last* axis, which is the width of the image:
+# Why `level.like(x0)`, and not `level.alpha`? In training every image has a level of its own, and `alpha` is a vector
+# (B,). Broadcasting lines it up with the *last* axis, which is the width of the image:
 
 # %%
 t = torch.arange(0, T, T // SIZE)[:SIZE]  # 32 levels for a batch of 32 images, which are 32 pixels wide
@@ -220,9 +210,8 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# The upper row ran without an error: every image is clean at its left edge and drowned at its right, whatever its $t$. A
-# batch as large as the image is wide is all it takes. `like` views the vector as (B, 1, 1, 1), and refuses any other
-# length.
+# The upper row ran without an error: every image is clean at its left edge and drowned at its right, whatever its $t$.
+# `like` views the vector as (B, 1, 1, 1), and refuses any other length.
 #
 # This is `minidiff/diffusion/forward.py`. Is ours the same?
 
@@ -238,9 +227,8 @@ print(schedule.at(700))
 # %% [markdown]
 # ## 5. Which schedule?
 #
-# What decides how hard a level is to undo is the ratio of image to noise, not either alone. Its square is the
-# **signal-to-noise ratio**, $\mathrm{SNR}_t = \alpha_t^2 / \sigma_t^2$. On a logarithmic axis, equal distances are equal
-# factors of damage.
+# How hard a level is to undo is decided by the ratio of image to noise. Its square is the **signal-to-noise ratio**,
+# $\mathrm{SNR}_t = \alpha_t^2 / \sigma_t^2$.
 #
 # - **Linear** (DDPM, 2020): $\beta_t$ from 0.0001 to 0.02. It ends at $\alpha_{T-1} = 0.0064$.
 # - **Scaled linear** (Stable Diffusion 1 and 2): $\sqrt{\beta_t}$ runs in a straight line, from $\sqrt{0.00085}$ to
@@ -271,9 +259,9 @@ for mine, theirs in zip((linear(T), scaled_linear(T), cosine(T)), schedules.valu
 md.plot.show_levels(schedules)
 
 # %% [markdown]
-# **Expected at the last step:** $\bar\alpha$ = 4.04e-5, 4.66e-3 and 2.4e-9. And count the steps in which less than a tenth
-# of the image's amplitude is left: the linear schedule spends a third of all its steps there, the cosine 65 of 1000. At
-# 32 × 32 pixels those steps teach a network next to nothing, which is why the cosine was proposed.
+# **Expected at the last step:** $\bar\alpha$ = 4.04e-5, 4.66e-3 and 2.4e-9. And in a third of its steps the linear schedule
+# leaves less than a tenth of the image; the cosine, in 65 of 1000. At 32 × 32 pixels those steps teach a network next to
+# nothing, which is why the cosine was proposed.
 
 # %%
 expected = {"linear": 4.04e-5, "scaled linear": 4.66e-3, "cosine": 2.4e-9}
@@ -295,8 +283,7 @@ md.plot.show_images(torch.cat(rows), row_labels=list(schedules), column_labels=[
 # %% [markdown]
 # ## 6. The line, solved for each unknown
 #
-# $x_t = \alpha x_0 + \sigma \epsilon$ has three quantities in it, and any two give the third. A network that predicts the
-# noise has thereby predicted the image, and the other way round.
+# Any two of $x_t, x_0, \epsilon$ give the third: who predicts the noise has predicted the image.
 
 
 # %%
@@ -346,10 +333,9 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# A perfect denoiser would know the noise well enough. A trained network does not: in bfloat16, rounding alone is up to 0.4 %.
-# So the first $\hat x_0$ of a walk is far outside [−1, 1], and either it is clipped (`md.clipped`), or the network is asked
-# for something that does not need the division. That something is the
-# **velocity**. On a VP schedule $\alpha^2 + \sigma^2 = 1$, so the level is an angle $\varphi$:
+# A trained network does not know the noise that well: in bfloat16, rounding alone is up to 0.4 %. So the first $\hat x_0$
+# of a walk is far outside [−1, 1], and either it is clipped (`md.clipped`), or the network is asked for something that
+# needs no division: the **velocity**. On a VP schedule $\alpha^2 + \sigma^2 = 1$, so the level is an angle $\varphi$:
 #
 # $$x_\varphi = \cos\varphi\; x_0 + \sin\varphi\; \epsilon, \qquad
 # v = \frac{d x_\varphi}{d\varphi} = \cos\varphi\;\epsilon - \sin\varphi\; x_0 = \alpha\,\epsilon - \sigma\, x_0 .$$
@@ -381,8 +367,8 @@ assert worst < 0.011
 # %% [markdown]
 # ## 7. What the end remembers
 #
-# Stable Diffusion's schedule ends with 7 % of the image's amplitude. Look at it under $t = 999$ above: who would miss
-# that? Every pixel is drowned, true. But noise averages out over pixels and brightness does not. Over the
+# Stable Diffusion's schedule ends with 7 % of the image's amplitude. Who would miss that? Every pixel is drowned, true.
+# But noise averages out over pixels and brightness does not. Over the
 # $D = 3 \cdot 32 \cdot 32$ values of an image the noise's mean has standard deviation $\sigma_T/\sqrt D \approx 0.018$,
 # while the image's mean, which varies by $s \approx 0.58$ from image to image, still counts $\alpha_T s \approx 0.04$:
 #
@@ -403,9 +389,9 @@ print({name: round(value, 2) for name, value in kept.items()})
 assert abs(kept["scaled linear"] - 0.91) < 0.03 and abs(kept["linear"] - 0.2) < 0.12 and abs(kept["cosine"]) < 0.12
 
 # %% [markdown]
-# "Pure noise" tells a bright picture from a dark one at 0.91. A network finds that out in training, and relies on it. Then
-# sampling starts from noise that was *drawn*, whose mean is always near 0, and the network concludes, every time: a picture
-# of medium brightness. This is why Stable Diffusion 1 has trouble with a night and with a field of snow (Lin et al. 2023).
+# A network finds that out in training, and relies on it. Then sampling starts from noise that was *drawn*, whose mean is
+# always near 0, and the network concludes, every time: a picture of medium brightness. This is why Stable Diffusion 1 has
+# trouble with a night and with a field of snow (Lin et al. 2023).
 #
 # The cure is to bend the schedule until its last $\alpha$ is 0. Shift all alphas down by the last one, and stretch them so
 # that the first stays where it was:
@@ -416,7 +402,8 @@ assert abs(kept["scaled linear"] - 0.91) < 0.03 and abs(kept["linear"] - 0.2) < 
 # %%
 def zero_terminal_snr(schedule):
     """The same schedule with alpha = 0 at its last level; still VP."""
-    alpha = schedule.alpha.double()
+    # Near 1, a float32 alpha has lost the digits that sigma needs; sigma still has them, and the two are one angle.
+    alpha = torch.atan2(schedule.sigma.double(), schedule.alpha.double()).cos()
     alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
     return alpha.float(), (1 - alpha**2).sqrt().float()
 
@@ -439,9 +426,9 @@ md.plot.show_levels({"scaled linear": schedules["scaled linear"], "zero terminal
 #
 # $$x_\sigma = (1-\sigma)\,x_0 + \sigma\,\epsilon \qquad\text{(rectified flow: Liu et al. 2022; Esser et al. 2024, eq. 13)}$$
 #
-# Have we seen this mixture? It is the cross-fade of section 1, dip and all. What we held against it was its variance, and
-# variance is the smaller half of the story. **What matters is the SNR; the size can be divided out.** Divide $x_\sigma$ by
-# $\sqrt{\alpha^2+\sigma^2}$, and it *is* a VP image, at the VP level of the same SNR:
+# It is the cross-fade of section 1, dip and all. What we held against it was its variance. **What matters is the SNR; the
+# size can be divided out.** Divide $x_\sigma$ by $\sqrt{\alpha^2+\sigma^2}$, and it *is* a VP image, at the VP level of the
+# same SNR:
 
 # %%
 level = md.Schedule.flow(T).at(400)
@@ -454,9 +441,9 @@ print(f"flow: alpha {level.alpha:.3f}, sigma {level.sigma:.3f}.  VP twin: alpha 
 # What the straight line buys is a constant direction: $dx/d\sigma = \epsilon - x_0$ at every level, so a walker who knows
 # it may take long steps.
 #
-# One more knob comes with it. A large image survives more noise than a small one, because neighbouring pixels say the same
-# thing and an eye, or a network, averages over them: over $k \times k$ pixels the noise falls by a factor $k$ and the image
-# stays. To keep the damage the same on an image $k$ times as wide, the ratio of noise to image must be multiplied by $k$:
+# One more knob comes with it. A large image survives more noise than a small one, because an eye, or a network, averages
+# over neighbours: over $k \times k$ pixels the noise falls by a factor $k$ and the image stays. To do the same damage to an
+# image $k$ times as wide, multiply the ratio of noise to image by $k$:
 #
 # $$\frac{\sigma'}{1-\sigma'} = k\,\frac{\sigma}{1-\sigma}
 # \quad\Longrightarrow\quad \sigma' = \frac{k\,\sigma}{1 + (k-1)\,\sigma} \qquad\text{(Esser et al. 2024, eq. 23)}$$
@@ -479,8 +466,8 @@ for mine, theirs in zip((flow(T), flow(T, 3.0)), flows.values(), strict=True):
 md.plot.show_levels({**flows, "cosine": schedules["cosine"]})
 
 # %% [markdown]
-# Does the shift do what it says? Draw the same scenes three times as wide, 96 × 96. Noise them at the same $\sigma$ as the
-# small ones, and at the shifted $\sigma'$. Then average 3 × 3 blocks, which is what an eye does from three times as far away.
+# Does the shift do what it says? Draw the same scenes three times as wide, noise them at the same $\sigma$ and at the
+# shifted $\sigma'$, and average 3 × 3 blocks, as an eye does from three times as far away.
 
 # %%
 small, shifted = flow(T)[1][399].item(), flow(T, shift=3.0)[1][399].item()
@@ -494,8 +481,8 @@ labels = [f"small, σ = {small:.2f}", f"large, σ = {small:.2f}", f"large, σ = 
 md.plot.show_images(torch.cat(noisy), columns=6, row_labels=labels)
 
 # %% [markdown]
-# The first row and the third are equally hard to read; the second is easier. **Expected: the noise per unit of image is the
-# same in rows 1 and 3, and a third of it in row 2.** (Row 3 was scaled to the contrast of row 1, to be fair to the eye.)
+# The second row is easier to read. **Expected: the noise per unit of image is the same in rows 1 and 3, and a third of it
+# in row 2.** (Row 3 was scaled to the contrast of row 1, to be fair to the eye.)
 
 # %%
 shrunk = avg_pool2d(large, 3)
@@ -520,10 +507,9 @@ rows = [add_noise(one, noise[:1], schedule.at(t)) for noise in (uniform, torch.r
 md.plot.show_images(torch.cat(rows), row_labels=["rand_like", "randn_like"], column_labels=[f"t = {t}" for t in ts])
 
 # %% [markdown]
-# **Betas that are too small.** One published demonstration of forward noise takes $\beta$ from 0.001 to 0.004 over 1000 steps.
-# The strip of pictures looks convincing. But $\sum\beta \approx 2.5$, so $\bar\alpha_T \approx e^{-2.5} = 0.08$, and the
-# square root of that is what is left of the image. **Expected: 28.6 %.** Squint at the last column: the
-# disc is still there, and the ground around it is still too dark.
+# **Betas that are too small.** One published demonstration takes $\beta$ from 0.001 to 0.004 over 1000 steps. The pictures
+# look convincing. But $\sum\beta \approx 2.5$, so $\bar\alpha_T \approx e^{-2.5} = 0.08$, and the square root of that is left
+# of the image. **Expected: 28.6 %.** Squint at the last column: the disc is still there.
 
 # %%
 weak = md.Schedule.linear(T, beta_start=0.001, beta_end=0.004)
@@ -533,8 +519,8 @@ rows = [add_noise(one, eps[:1], s.at(t)) for s in (weak, schedule) for t in ts]
 md.plot.show_images(torch.cat(rows), row_labels=["β to 0.004", "β to 0.02"], column_labels=[f"t = {t}" for t in ts])
 
 # %% [markdown]
-# **A level that is never trained.** `torch.randint(0, 999, ...)` looks like "0 to 999", and its upper end is exclusive. The
-# noisiest level, the one where every sample begins, is never shown to the network.
+# **A level that is never trained.** The upper end of `torch.randint(0, 999, ...)` is exclusive. The noisiest level, where
+# every sample begins, is never shown to the network.
 
 # %%
 assert torch.randint(0, 999, (200_000,)).max() == 998
@@ -546,19 +532,18 @@ print("largest t:", torch.randint(0, 999, (200_000,)).max().item(), "against", s
 #
 # | left out | where to read it |
 # |---|---|
-# | the chain as a stochastic differential equation | Song et al. 2021 (SDE), eq. 11 |
-# | noise that grows for ever, our first naive attempt, is a fair choice too | the same, eq. 9; Karras et al. 2022, table 1 |
+# | the chain as a stochastic differential equation | Song et al. 2021 (SDE), section 3.4, "VP" |
+# | noise that grows for ever, our first naive attempt, is a fair choice too | the same, "VE"; Karras et al. 2022, table 1 |
 # | levels between two rows of the table | `Schedule.at` |
 # | which levels a sampler visits | `Schedule.levels`; Lin et al. 2023, table 2 |
 # | how often to train on which level: uniform in $t$, or more in the middle | `Schedule.draw`; Esser et al. 2024, eq. 19 |
 # | what the loss of each prediction implies for the others | `min_snr_weight`; Hang et al. 2023, section 3.4 |
 # | the way back | the next chapter; DDPM eqs. 6–7 |
 #
-# What you wrote is `minidiff/diffusion/schedule.py` and `forward.py`. The library's versions check their arguments and know
-# a few more doors; the arithmetic is yours, line by line: DDPM eqs. 2, 4 and 15; Nichol & Dhariwal eq. 17; Lin et al.
-# algorithm 1; Salimans & Ho section 4; Esser et al. eqs. 13 and 23.
+# What you wrote is `minidiff/diffusion/schedule.py` and `forward.py`, line by line; the library's versions also check their
+# arguments. [Exercises](exercises/01_noise_and_schedules.ipynb): five of these functions, from memory.
 #
 # **Next:** if we knew the data, could we walk back? We could, and without a network.
 
 # %%
-print(f"{time.perf_counter() - began:.0f} s on the CPU, torch {torch.__version__}, minidiff {md.__version__}")
+print(f"torch {torch.__version__}, minidiff {md.__version__}")

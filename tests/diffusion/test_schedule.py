@@ -1,6 +1,7 @@
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from torch.testing import assert_close
 
 from minidiff.diffusion import CLEAN, Level, Schedule
 
@@ -60,6 +61,14 @@ def test_spacings_are_those_of_the_table():
     assert times(1, "linspace") == times(1, "trailing") == [999]
     assert all(isinstance(t, int) for t in times(10))
     assert VP["linear"].levels(5, last=None)[-1].t == 0
+
+
+def test_zero_terminal_snr_keeps_the_digits_of_the_nearly_clean_level():
+    u = torch.arange(1001, dtype=torch.float64) / 1000
+    abar = torch.cos((u + 0.008) / 1.008 * torch.pi / 2) ** 2
+    alpha = (1 - (1 - abar[1:] / abar[:-1]).clamp(max=0.999)).cumprod(0).sqrt()
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    assert_close(Schedule.cosine().zero_terminal_snr().sigma, (1 - alpha**2).sqrt().float(), rtol=2e-6, atol=0)
 
 
 def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_its_start():
