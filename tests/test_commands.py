@@ -1,5 +1,6 @@
 """The command line, as a stranger meets it."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -129,3 +130,26 @@ def test_config_is_plain_json(tmp_path):
     train(tmp_path)
     about = json.loads((tmp_path / "config.json").read_text())
     assert about["training"]["steps"] == 3 and about["predicts"] == "flow" and len(about["classes"]) == 48
+
+
+def test_course_verify_prints_the_three_percentages(capsys):
+    assert main(["course", "verify", "--only", "01"]) == 0
+    assert "5 tasks: solutions 100%, stubs 0%, mutants 100% of 26" in capsys.readouterr().out
+    assert main(["course", "verify", "--only", "xx"]) == 2
+    assert 'no task begins with "xx"' in capsys.readouterr().err
+
+
+def test_course_verify_says_what_is_wrong(capsys, monkeypatch):
+    from minidiff.course import proof as room
+
+    task = room.tasks()["01.1"]
+    broken = dataclasses.replace(task, solution=lambda x0, eps, level: x0)
+    monkeypatch.setattr(room, "tasks", lambda: {"01.1": broken})
+    assert main(["course", "verify"]) == 2
+    told = capsys.readouterr()
+    assert "the solution is refused" in told.out and "solutions 0%" in told.out and "see the lines above" in told.err
+
+
+def test_course_lists_what_is_left(capsys):
+    assert main(["course"]) == 0
+    assert "chapter 01" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import torch
 import minidiff as md
 from minidiff.course import Case, Law, Mistake, check, examine, find, hint, progress, tasks
 from minidiff.course.compare import difference
-from minidiff.course.verify import verdict, verify
+from minidiff.course.proof import verdict, verify
 
 ADD = find("01.1")
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from .check import examine
+from .checking import examine
 from .task import Task, tasks
 
 

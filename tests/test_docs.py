@@ -1,0 +1,60 @@
+"""The documents keep their word: every link leads somewhere, every test they name exists, every exercise too."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from minidiff.course import find, tasks
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+def rows(page):
+    """The cells of a page's tables, headers and rulers left out."""
+    lines = [line for line in (ROOT / "docs" / page).read_text().splitlines() if line.startswith("|")]
+    table = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    rulers = {i for i, cells in enumerate(table) if set("".join(cells)) <= set("-:")}
+    return [cells for i, cells in enumerate(table) if i not in rulers and i + 1 not in rulers]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_and_named_tests_exist(page):
+    text = page.read_text()
+    for link in LINK.findall(text):
+        assert (page.parent / link).exists(), f"{page.name} points to {link}"
+    for file, test in TEST.findall(text):
+        assert f"def {test}(" in (ROOT / file).read_text(), f"{page.name} names {file}::{test}"
+
+
+def test_every_convention_is_pinned_by_a_test():
+    table = rows("conventions.md")
+    assert len(table) > 20
+    for cells in table:
+        assert TEST.fullmatch(cells[-1]), f'"{cells[0]}" is pinned by nothing'
+
+
+def test_the_map_leads_from_concept_to_file_chapter_exercise_and_test():
+    mapped = set()
+    for concept, file, chapter, exercise, _, test in rows("map.md"):
+        path, name = re.fullmatch(r"\[[\w.]+\]\(\.\./(minidiff/[\w/]+)\.py\) `(\w+)`", file).groups()
+        module = importlib.import_module(path.replace("/", "."))
+        owners = [module, *(value for value in vars(module).values() if isinstance(value, type))]
+        assert any(hasattr(owner, name) for owner in owners), f"{concept}: {path}.py has no {name}"
+        assert LINK.search(chapter), f"{concept} is taught nowhere"
+        assert TEST.fullmatch(test), f"{concept} is proven nowhere"
+        if exercise:
+            task = find(exercise)
+            assert (task.name, task.where) == (name, f"{path}.py"), f"{concept}: {exercise} asks for another"
+            assert re.search(r"\[(\d\d)\]", chapter).group(1) == exercise[:2]
+            mapped.add(exercise)
+    assert mapped == set(tasks()), "every exercise is on the map"
+
+
+def test_the_tables_are_read_as_meant():
+    assert rows("conventions.md")[0][0] == "values of an image"
+    assert all(len(cells) == 6 for cells in rows("map.md"))
