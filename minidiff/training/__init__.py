@@ -2,6 +2,7 @@
 
 from .checkpoint import load, save
 from .ema import EMA
+from .muon import Muon
 from .trainer import TrainConfig, Trainer
 
-__all__ = ["EMA", "TrainConfig", "Trainer", "load", "save"]
+__all__ = ["EMA", "Muon", "TrainConfig", "Trainer", "load", "save"]

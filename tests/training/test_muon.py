@@ -1,0 +1,91 @@
+"""Muon: its matrices by singular values, its Adam by torch's, its sizes by hand."""
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from minidiff.training.muon import QUINTIC, Muon, orthogonalise
+
+
+@given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 1000))
+def test_directions_stay_and_lengths_become_nearly_one(m, n, seed):
+    torch.manual_seed(seed)
+    matrix = torch.randn(m, n, dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    bent = u.T @ orthogonalise(matrix) @ vh.T
+    assert_close(bent, torch.diag(bent.diagonal()), atol=1e-6, rtol=0)
+    large = s > 0.01 * s.norm()
+    assert bent.diagonal()[large].min() > 0.6 and bent.diagonal().max() < 1.3
+
+
+def test_it_is_newton_schulz():
+    a, b, c = QUINTIC
+    matrix = torch.randn(12, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = matrix / matrix.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    assert_close(orthogonalise(matrix), x)
+    assert_close(orthogonalise(matrix.T), x.T)
+    assert_close(orthogonalise(matrix.float()), x.float(), atol=1e-4, rtol=0)
+
+
+def test_no_direction_is_forgotten():
+    weak = torch.diag(torch.tensor([1.0, 0.1, 0.02]))
+    assert orthogonalise(weak).diagonal().min() > 0.6
+
+
+def test_zero_gradients_move_nothing():
+    assert orthogonalise(torch.zeros(3, 5)).eq(0).all()
+
+
+def test_what_is_no_matrix_goes_adamws_way():
+    torch.manual_seed(0)
+    ours, theirs = nn.GroupNorm(2, 8), nn.GroupNorm(2, 8)
+    muon = Muon(ours, 0.01)
+    adamw = torch.optim.AdamW(theirs.parameters(), 0.01, betas=(0.9, 0.99), weight_decay=0.01)
+    for _ in range(5):
+        x = torch.randn(4, 8, 3)
+        for net, optimizer in ((ours, muon), (theirs, adamw)):
+            optimizer.zero_grad()
+            (net(x) ** 3).mean().backward()
+            optimizer.step()
+    assert_close(ours.weight, theirs.weight)
+    assert_close(ours.bias, theirs.bias)
+
+
+@pytest.mark.parametrize("layer, x", [(nn.Linear(20, 30), torch.randn(5, 20)), (nn.Conv2d(6, 10, 3), torch.randn(2, 6, 8, 8))])
+def test_steps_of_matrices_are_as_long_as_adams(layer, x):
+    before = layer.weight.detach().clone()
+    optimizer = Muon(layer, lr=0.1, weight_decay=0.0)
+    (layer(x) ** 2).sum().backward()
+    optimizer.step()
+    size = (layer.weight - before).square().mean().sqrt() / 0.1
+    full = min(layer.weight.flatten(1).shape)  # at most so many directions, of which a batch of 5 reaches 5
+    assert 0.2 * 0.6 * (min(5, full) / full) ** 0.5 < size < 0.2 * 1.3
+
+
+def test_memory_layout_changes_no_step():
+    nets = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        net = nn.Conv2d(4, 6, 3).to(memory_format=layout)
+        optimizer = Muon(net, 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (net(torch.ones(1, 4, 5, 5)) ** 2).sum().backward()
+            optimizer.step()
+        nets.append(net)
+    assert_close(nets[0].weight, nets[1].weight)
+
+
+def test_it_takes_layers_and_leaves_frozen_weights_alone():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Embedding(4, 3), nn.LayerNorm(3))
+    net[0].weight.requires_grad_(False)
+    groups = Muon(net, 1e-3).param_groups
+    assert [group["matrices"] for group in groups] == [False]
+    net[0].weight.requires_grad_(True)
+    first, second = Muon(net, 1e-3).param_groups
+    assert [id(p) for p in first["params"]] == [id(net[0].weight)] and len(second["params"]) == 4
