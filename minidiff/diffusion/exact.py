@@ -43,16 +43,16 @@ class DatasetDenoiser:
     def __init__(self, data: Tensor):
         if len(data) == 0:
             raise ValueError("the dataset is empty: give at least one image, as a tensor (N, ...)")
-        self.data = data
+        self.shape, self.data = data.shape[1:], data.flatten(1).double()  # (N, D), once: a walk asks at every step
 
     def __call__(self, xt: Tensor, level: Level) -> Estimate:
-        if xt.shape[1:] != self.data.shape[1:]:
-            raise ValueError(f"xt holds images of {tuple(xt.shape[1:])}, the dataset of {tuple(self.data.shape[1:])}")
+        if xt.shape[1:] != self.shape:
+            raise ValueError(f"xt holds images of {tuple(xt.shape[1:])}, the dataset of {tuple(self.shape)}")
         if not isinstance(level.sigma, Tensor) and level.sigma == 0:  # CLEAN: x_t is the image; of eps nothing is known
             return Estimate(xt / level.alpha, torch.zeros_like(xt))
-        x, data = xt.flatten(1).double(), self.data.to(xt).flatten(1).double()  # (B, D), (N, D)
+        x, data = xt.flatten(1).double(), self.data.to(xt.device)  # (B, D), (N, D)
         alpha, sigma = level.like(x)
         # -|x - alpha * x_i|^2 / 2 without |x|^2, which is the same for every i. In float64: it is divided by a small sigma^2.
-        closeness = alpha * (x @ data.T) - alpha**2 / 2 * (data**2).sum(1)  # (B, N)
+        closeness = alpha * (x @ data.T) - alpha**2 / 2 * data.norm(dim=1) ** 2  # (B, N)
         x0 = (closeness / sigma**2).softmax(dim=1) @ data
         return Estimate(x0.to(xt).view_as(xt), ((x - alpha * x0) / sigma).to(xt).view_as(xt))

@@ -117,9 +117,11 @@ def denoiser(net: Callable, predicts: str = "eps", clip: float | None = None, **
 
 
 def clipped(denoise: Denoiser, bound: float = 1.0) -> Denoiser:
-    """The same denoiser with x0 held to [-bound, bound], where images live; eps stays as it was.
+    """The same denoiser with x0 held to [-bound, bound], where images live; eps stays as it was, as in diffusers.
 
-    At the noisy end an eps-network's x0 is its error times sigma/alpha: 20 000 times, on the cosine schedule.
+    At the noisy end an eps-network's x0 is its error times sigma/alpha: 20 000 times, on the cosine schedule. After
+    clipping, alpha * x0 + sigma * eps is x_t no more. `ddpm_step` reads x0 alone and does not mind; `ddim_step` reads both,
+    and at few steps its pictures lose contrast.
     """
 
     def denoise_clipped(xt: Tensor, level: Level) -> Estimate:

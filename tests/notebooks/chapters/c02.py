@@ -18,14 +18,16 @@ UP = [(TABLE.at(100), TABLE.at(600)), (md.CLEAN, TABLE.at(0))]
 
 
 def walks(**options):
-    """A sampler's states from either spacing, with one seed."""
+    """A sampler's states from two spacings, each walk with the same seed."""
 
     def ask(sampler):
-        generator = torch.Generator().manual_seed(5)
-        return [list(sampler(md.DatasetDenoiser(DATA), NOISE, TABLE.levels(7, spacing), generator=generator, **options))
-                for spacing in ("leading", "trailing")]  # fmt: skip
+        found = []
+        for spacing in ("leading", "trailing"):
+            seeded = {"generator": torch.Generator().manual_seed(5), **options}
+            found += [(s.x, s.x0) for s in sampler(md.DatasetDenoiser(DATA), NOISE, TABLE.levels(7, spacing), **seeded)]
+        return found
 
-    return lambda sampler: [(state.x, state.x0) for walk in ask(sampler) for state in walk]
+    return ask
 
 
 def ddim_walks(sampler):
