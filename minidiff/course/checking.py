@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from .. import plot
+from ..diffusion import CLEAN
 from .compare import difference, plain
 from .guard import Outcome, explain, run
-from .task import Task, find, tasks
+from .task import Case, Task, find, tasks
 
 _hinted: dict[str, int] = {}  # how many hints of a task were given
 
@@ -69,62 +70,81 @@ def examine(task: Task, fn: Callable) -> Report:
     if not callable(fn):
         return report(False, f'give the function itself, check("{task.id}", {task.name}), and not a {type(fn).__name__}')
     for case in task.cases:
-        wanted = answer(task, task.solution, case.args).value if case.expect is None else case.expect
-        got = answer(task, fn, case.args)
-        if got.error is None:
-            compared = run(lambda got=got, wanted=wanted: difference(got.value, wanted, task.tolerance), task.seconds)
-            unreadable = compared.error is not None
-            told = f"the answer cannot be read: {compared.error}" if unreadable else compared.value
-        else:
-            unreadable, told = True, f"{task.name} {explain(got.error, task.seconds)}"
-        if told:
-            usual = diagnose(task, fn) if got.error is None else None
-            says = f"{usual}\n({case.name}: {told})" if usual else f"{case.name}: {told}"
-            return report(False, says, wanted, None if unreadable else got.value)
+        wanted, got = right(task, case), answer(task, fn, case.args)
+        if got.error is not None:
+            return report(False, f"{case.name}: {task.name} {explain(got.error, task.seconds)}")
+        compared = run(lambda: difference(got.value, wanted, task.tolerance), task.seconds)  # noqa: B023  run at once
+        if compared.error is not None:
+            return report(False, f"{case.name}: the answer cannot be read: {compared.error}")
+        if compared.value:
+            says, usual = f"{case.name}: {compared.value}", diagnose(task, fn)
+            return report(False, f"{usual}\n({says})" if usual else says, *to_show(task, fn))
     for law in task.laws:
-        held = run(lambda law=law: bool(law.holds(fn)), task.seconds)
+        held = seeded(lambda: bool(law.holds(fn)), task.seconds)  # noqa: B023
         if held.error is not None or not held.value:
             aside = f"\n({task.name} {explain(held.error, task.seconds)})" if held.error is not None else ""
             return report(False, law.says + aside)
-    return report(True, f"right. The library's own is in {task.where}", wanted, got.value)
+    return report(True, f"right. The library's own is in {task.where}", *to_show(task, fn))
+
+
+def right(task: Task, case: Case) -> Any:
+    """The answer to a case: worked out by hand, or the library's."""
+    return answer(task, task.solution, case.args).value if case.expect is None else case.expect
 
 
 def answer(task: Task, fn: Callable, args: tuple) -> Outcome:
     """What `fn` answers to copies of `args`, under a fixed seed. Changing an argument in place counts as an error."""
-    given = copy.deepcopy(args)
+    given = copy.deepcopy(args, {id(CLEAN): CLEAN})  # `level is md.CLEAN` must hold in a check, too
 
     def work():
-        torch.manual_seed(0)
         value = task.ask(fn, *given)
         for i, (before, after) in enumerate(zip(args, given, strict=True)):
             if isinstance(before, torch.Tensor) and not torch.equal(before, after):
                 raise RuntimeError(f"argument {i} was changed in place (by +=, say, or by x[...] = ...): make a new tensor")
         return value
 
-    with torch.random.fork_rng(devices=[]):  # a check leaves the reader's random numbers as they were
-        return run(work, task.seconds)
+    return seeded(work, task.seconds)
+
+
+def seeded(work: Callable[[], Any], seconds: float) -> Outcome:
+    """`run` with torch's random numbers started afresh, and the reader's own put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return run(work, seconds)
 
 
 def diagnose(task: Task, fn: Callable) -> str | None:
     """The sentence of the known mistake that answers every case as `fn` does, if there is one."""
     answers = [answer(task, fn, case.args) for case in task.cases]
-    if any(a.error is not None for a in answers):
-        return None
     for mistake in task.mistakes:
-        theirs = [answer(task, mistake.version, case.args) for case in task.cases]
-        if all(_same(a, b, task) for a, b in zip(answers, theirs, strict=True)):
+        pairs = ((a, answer(task, mistake.version, case.args)) for a, case in zip(answers, task.cases, strict=True))
+        if all(_same(a, b, task) for a, b in pairs):
             return mistake.says
     return None
 
 
 def _same(a: Outcome, b: Outcome, task: Task) -> bool:
-    return b.error is None and run(lambda: difference(a.value, b.value, task.tolerance), task.seconds) == Outcome(None, None)
+    alike = Outcome(value=None, error=None)
+    return a.error is b.error is None and run(lambda: difference(a.value, b.value, task.tolerance), task.seconds) == alike
+
+
+def to_show(task: Task, fn: Callable) -> tuple[Any, Any]:
+    """(wanted, got) of a case that makes a picture: the first on which they differ, or the first of all; (None, None)."""
+    shown = (None, None)
+    for case in task.cases:
+        wanted, got = right(task, case), answer(task, fn, case.args)
+        drawn = run(lambda: (draw(wanted, got.value), difference(got.value, wanted, task.tolerance)), task.seconds)  # noqa: B023
+        if got.error is not None or drawn.error is not None or drawn.value[0] is None:
+            continue
+        if drawn.value[1]:
+            return wanted, got.value
+        shown = (wanted, got.value) if shown == (None, None) else shown
+    return shown
 
 
 def draw(wanted: Any, got: Any) -> plot.Picture | None:
     """The target above, yours below, where the answers are pictures; two curves where they are curves; else nothing."""
-    pair = [plain(value) for value in (wanted, got)]
-    pair = [value[0] if isinstance(value, tuple) and value else value for value in pair]  # the first part of several
+    pair = [_first_tensor(plain(value)) for value in (wanted, got)]
     if not all(isinstance(value, torch.Tensor) for value in pair) or pair[0].shape != pair[1].shape:
         return None
     wanted, got = (value.detach().cpu().float() for value in pair)
@@ -135,6 +155,12 @@ def draw(wanted: Any, got: Any) -> plot.Picture | None:
         steps = range(len(wanted))
         return plot.show_curves({"target": (steps, wanted), "yours": (steps, got)})
     return None
+
+
+def _first_tensor(value: Any) -> Any:
+    """Of several parts the first that is no single number."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+    return next((part for part in parts if isinstance(part, torch.Tensor) and part.ndim), None)
 
 
 def hint(id: str) -> None:
