@@ -5,6 +5,7 @@ import copy
 import html
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         colour, picture = ("#1a7f37" if self.passed else "#b35900"), draw(self.wanted, self.got)
-        text = html.escape(repr(self)).replace("\n", "<br>")
+        text = re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(repr(self))).replace("\n", "<br>")
         if picture:
             png = base64.b64encode(picture._repr_png_()).decode()
             text += f'<br><img src="data:image/png;base64,{png}" alt="target and yours" style="max-width:100%">'
