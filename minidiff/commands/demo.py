@@ -29,7 +29,7 @@ NAME, HELP = "demo", "train a model on coloured shapes and look at what it draws
 
 
 def arguments(parser):
-    parser.add_argument("--steps", type=int, default=1000, help="training steps; more draws better")
+    parser.add_argument("--steps", type=int, default=500, help="training steps; more draws better")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/demo", help="folder to write")
     device_argument(parser)
@@ -40,12 +40,12 @@ def run(args):
     scenes = Shapes(4096, size=32, seed=args.seed, shapes=SHAPES, colours=COLOURS, backgrounds=["white"], sizes=["large"])
     images = Images(*scenes.tensors(), scenes.classes)
     torch.manual_seed(args.seed)
-    net = UNet(3, 3, (64, 128), (False, True), layers=1, num_classes=len(scenes.classes), patch=4, shortcut=True)
-    pipe = ClassToImage(net, {"name": "flow"}, "flow", 32, scenes.classes)
+    net = UNet(3, 3, (32, 64, 128), (False, True, True), layers=1, num_classes=len(scenes.classes), patch=2, shortcut=True)
+    pipe = ClassToImage(net, {"name": "flow"}, "x0", 32, scenes.classes)
     weights = sum(parameter.numel() for parameter in net.parameters())
     print(f"1/3  a U-Net of {weights:,} weights learns {len(scenes.classes)} classes from {len(images)} drawings, on {device}")
     config = TrainConfig(steps=args.steps, seed=args.seed, bf16=fast_in_bf16(device), every=0)
-    trainer = make_trainer(pipe, config, device)
+    trainer = make_trainer(pipe, config, device, measured="flow")
     trainer.fit(batches(images, 32, device, seed=args.seed))
     finish(trainer, pipe, out)
 

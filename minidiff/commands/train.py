@@ -22,9 +22,11 @@ from ..pipelines import ClassToImage
 from ..pipelines.class_to_image import make_schedule
 from ..training import TrainConfig, Trainer
 from ..training.checkpoint import write_file
+from ..training.trainer import OPTIMIZERS
 from .common import device_argument, fast_in_bf16, open_data, pick_device
 
 NAME, HELP = "train", "train a model on images"
+OPTIONS = ("optimizer", "lr", "warmup", "decay", "accumulate", "ema", "seed", "every")  # that go to TrainConfig as they are
 
 
 def arguments(parser):
@@ -38,28 +40,32 @@ def arguments(parser):
     data.add_argument("--limit", type=int, default=None, help="use so many images only")
     data.add_argument("--flip", action="store_true", help="mirror images at random")
     net = parser.add_argument_group("network")
-    net.add_argument("--channels", type=numbers, default=(96, 192), help="width of each stage")
-    net.add_argument("--attention", type=numbers, default=(0, 1), help="1 for each stage that attends")
+    net.add_argument("--channels", type=numbers, default=(32, 64, 128), help="width of each stage")
+    net.add_argument("--attention", type=numbers, default=(0, 1, 1), help="1 for each stage that attends")
     net.add_argument("--layers", type=int, default=1, help="residual blocks per stage")
-    net.add_argument("--patch", type=int, default=4, help="pixels per side folded into channels; 1 is finest and 16x dearer")
+    net.add_argument("--patch", type=int, default=2, help="pixels per side folded into channels; 1 is finest and 4x dearer")
     net.add_argument("--condition", choices=("add", "concat", "none"), default="add", help="how the class enters")
     process = parser.add_argument_group("diffusion")
     process.add_argument("--schedule", choices=("linear", "scaled_linear", "cosine", "flow"), default="flow")
     process.add_argument("--zero-snr", action="store_true", help="bend the schedule to end in pure noise")
-    process.add_argument("--predicts", choices=("eps", "x0", "v", "flow"), default="flow", help="what the network answers")
-    process.add_argument("--min-snr", type=float, default=None, help="gamma of min-SNR weighting, such as 5")
+    process.add_argument("--predicts", choices=("eps", "x0", "v", "flow"), default="x0", help="what the network answers")
+    weighing = process.add_mutually_exclusive_group()
+    weighing.add_argument("--measured", choices=("eps", "x0", "v", "flow"), default=None,
+                          help="as what its errors count: by default as flow where it predicts x0, else as what it predicts")
+    weighing.add_argument("--min-snr", type=float, default=None, help="gamma of min-SNR weighting, such as 5")
     process.add_argument("--label-dropout", type=float, default=0.1, help="share of labels hidden, for guidance")
     run = parser.add_argument_group("training")
     budget = run.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, default=2000)
     budget.add_argument("--minutes", type=float, default=None, help="as many steps as fit")
-    run.add_argument("--batch", type=int, default=64)
+    run.add_argument("--batch", type=int, default=32)
     for name, kind, help in (
         ("lr", float, "learning rate"), ("warmup", int, "steps of its rise"), ("decay", str, "cosine or constant"),
         ("accumulate", int, "batches per step"), ("ema", float, "decay of the averaged weights"), ("seed", int, "of all"),
         ("every", int, "steps between previews and checkpoints"),
     ):  # fmt: skip
         run.add_argument(f"--{name}", type=kind, default=getattr(TrainConfig, name), help=help)
+    run.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default=TrainConfig.optimizer)
     run.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
     run.add_argument("--out", default="runs/train", help="folder to write")
     run.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
@@ -71,16 +77,18 @@ def run(args):
     images = open_data(args.data, args.size, args.split, args.limit)
     print(f"{args.data}: {images}")
     bf16 = {"auto": fast_in_bf16(device), "fp32": False, "bf16": True}[args.precision]
-    options = {name: getattr(args, name) for name in ("lr", "warmup", "decay", "accumulate", "ema", "seed", "every")}
+    options = {name: getattr(args, name) for name in OPTIONS}
     config = TrainConfig(steps=args.steps, bf16=bf16, **options)
     pipe = build(args, images)
     feed = {"batch_size": args.batch, "device": device, "flip": args.flip, "seed": args.seed}
-    trainer = make_trainer(pipe, config, device, args.label_dropout, args.min_snr)
+    measured = args.measured or ("flow" if args.predicts == "x0" and args.min_snr is None else None)
+    weighing = {"min_snr": args.min_snr, "measured": measured}
+    trainer = make_trainer(pipe, config, device, args.label_dropout, **weighing)
     if args.minutes:
         config = TrainConfig(steps=steps_in(args.minutes, trainer, batches(images, **feed)), bf16=bf16, **options)
         print(f"{args.minutes:g} minutes are {config.steps} steps here: --steps {config.steps} repeats this run")
         pipe = build(args, images)
-        trainer = make_trainer(pipe, config, device, args.label_dropout, args.min_snr)
+        trainer = make_trainer(pipe, config, device, args.label_dropout, **weighing)
     if args.resume:
         trainer.load_state(out)
         print(f"going on from step {trainer.step}")
@@ -111,15 +119,15 @@ def build(args, images: Images) -> ClassToImage:
     return ClassToImage(net, schedule, args.predicts, args.size, classes)
 
 
-def make_trainer(pipe: ClassToImage, config: TrainConfig, device: str, label_dropout=0.1, min_snr=None) -> Trainer:
-    """A Trainer that minimises the diffusion loss of `pipe` on `device`."""
+def make_trainer(pipe: ClassToImage, config: TrainConfig, device: str, label_dropout=0.1, **weighing) -> Trainer:
+    """A Trainer that minimises the diffusion loss of `pipe` on `device`; weighing: its `min_snr` or `measured`."""
     schedule = make_schedule(**pipe.schedule_config)
     net = pipe.net.to(device, memory_format=torch.channels_last)  # the layout convolutions are fastest in
 
     def loss(net, x, y):
         cond = {"y": drop_labels(y, net.null_class, label_dropout)} if pipe.classes else {}
         x = x.contiguous(memory_format=torch.channels_last)
-        return diffusion_loss(net, x, schedule, pipe.predicts, min_snr=min_snr, **cond)
+        return diffusion_loss(net, x, schedule, pipe.predicts, **weighing, **cond)
 
     return Trainer(net, loss, config)
 

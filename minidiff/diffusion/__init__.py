@@ -4,7 +4,7 @@ from .exact import DatasetDenoiser, GaussianDenoiser
 from .forward import Denoiser, Estimate, add_noise, clipped, denoiser, predict_eps, predict_x0, target, to_estimate, velocity
 from .guidance import classifier_free
 from .inversion import invert
-from .loss import diffusion_loss, min_snr_weight
+from .loss import diffusion_loss, measured_weight, min_snr_weight
 from .samplers import State, ddim, ddpm, sample
 from .schedule import CLEAN, Level, Schedule
 from .steps import ddim_step, ddpm_step
@@ -12,5 +12,5 @@ from .steps import ddim_step, ddpm_step
 __all__ = [
     "CLEAN", "DatasetDenoiser", "Denoiser", "Estimate", "GaussianDenoiser", "Level", "Schedule", "State",
     "add_noise", "classifier_free", "clipped", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss", "invert",
-    "min_snr_weight", "predict_eps", "predict_x0", "sample", "target", "to_estimate", "velocity",
+    "measured_weight", "min_snr_weight", "predict_eps", "predict_x0", "sample", "target", "to_estimate", "velocity",
 ]

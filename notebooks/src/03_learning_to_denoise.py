@@ -410,6 +410,10 @@ def denoiser(net, predicts="eps", clip=None, **cond):
 # $\epsilon$ the weight is the SNR, which goes from ten thousand down to nearly nothing. Min-SNR caps it (Hang et al. 2023,
 # section 3.4): every error in $x_0$ is to count $\min(\mathrm{SNR}, \gamma)$, so the loss is multiplied by that and
 # divided by the weight $k$ it had. (The library writes the same so that it is also finite at $\alpha = 0$.)
+#
+# The table also lets a network predict one thing and be `measured` by another. A picture is easier to draw than noise, and
+# an error in the flow may be what we mind: then the error in $x_0$ is multiplied by $(\alpha+\sigma)/\sigma$, up to a bound
+# (Li & He 2025).
 
 
 # %%
@@ -421,23 +425,34 @@ def min_snr_weight(level, predicts, gamma=5.0):
     return snr.clamp(max=gamma) / k
 
 
-def diffusion_loss(net, x0, schedule, predicts="eps", t=None, noise=None, *, min_snr=None, **cond):
+def measured_weight(level, predicts, measured, most=100.0):
+    """What turns a squared error of `predicts` into one of `measured`."""
+    alpha, sigma = torch.as_tensor(level.alpha), torch.as_tensor(level.sigma)
+    k = {"eps": alpha, "x0": sigma, "v": alpha**2 + sigma**2, "flow": alpha + sigma}  # each over sigma
+    return (k[measured] / k[predicts]).square().clamp(max=most)
+
+
+def diffusion_loss(net, x0, schedule, predicts="eps", t=None, noise=None, *, min_snr=None, measured=None, **cond):
     """E |net(x_t, t) - target|^2 (DDPM, eq. 14): a scalar."""
     level = schedule.at(schedule.draw(len(x0)) if t is None else t)
     noise = torch.randn_like(x0) if noise is None else noise
     xt = md.add_noise(x0, noise, level)
     output = net(xt, level.timesteps(xt), **cond)
     error = ((output - target(x0, noise, level, predicts)) ** 2).flatten(1).mean(1)  # (B,)
-    return error.mean() if min_snr is None else (min_snr_weight(level, predicts, min_snr).to(error) * error).mean()
+    if min_snr is not None:
+        error = min_snr_weight(level, predicts, min_snr).to(error) * error
+    if measured is not None:
+        error = measured_weight(level, predicts, measured).to(error) * error
+    return error.mean()
 
 
 # %%
 net = new_net()
 t, x, e = torch.tensor([0, 300, 999]), torch.randn(3, 2), torch.randn(3, 2)
 for predicts in ("eps", "x0", "v", "flow"):
-    for min_snr in (None, 5.0):
+    for weighing in ({}, {"min_snr": 5.0}, {"measured": "flow"}):
         asked = (net, x, schedule, predicts, t, e)
-        assert_close(diffusion_loss(*asked, min_snr=min_snr), md.diffusion_loss(*asked, min_snr=min_snr))
+        assert_close(diffusion_loss(*asked, **weighing), md.diffusion_loss(*asked, **weighing))
     assert_close(denoiser(net, predicts)(x, schedule.at(t)), md.denoiser(net, predicts)(x, schedule.at(t)))
 
 # %% [markdown]

@@ -9,6 +9,7 @@ from minidiff.diffusion import (
     add_noise,
     classifier_free,
     diffusion_loss,
+    measured_weight,
     min_snr_weight,
     target,
     to_estimate,
@@ -61,6 +62,32 @@ def test_min_snr_is_finite_at_both_ends(kind):
     assert min_snr_weight(Level(0, 1.0, 0.0), kind).item() == {"eps": 0.0, "x0": 5.0}.get(kind, 0.0)
     weight = min_snr_weight(Level(999, 0.0, 1.0), kind)
     assert weight.item() == (1.0 if kind == "eps" else 0.0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("other", KINDS)
+def test_an_error_can_be_measured_as_that_of_another_kind(kind, other, schedule, generator):
+    """Its definition: weight * (error of the prediction)^2 = (error of what is measured)^2, of one and the same estimate."""
+    x0, noise, error = torch.randn(3, 4, 8, generator=generator, dtype=torch.float64)
+    level = schedule.at(torch.tensor([200, 400, 600, 800]))
+    xt = add_noise(x0, noise, level)
+    estimate = to_estimate(target(x0, noise, level, kind) + error, xt, level, kind)
+    off = target(estimate.x0, estimate.eps, level, other) - target(x0, noise, level, other)
+    weighted = measured_weight(level, kind, other, most=1e9) * (error**2).mean(1)
+    torch.testing.assert_close(weighted, (off**2).mean(1), rtol=1e-4, atol=1e-6)
+
+
+def test_measured_enters_the_loss_and_is_bounded(generator):
+    x0, noise = torch.randn(2, 3, 1, 2, 2, generator=generator)
+    flow, zero, t = Schedule.flow(), lambda xt, t: 0 * xt, torch.tensor([1.0, 500.0, 1000.0])
+    each = [diffusion_loss(zero, x0[i : i + 1], flow, "x0", t[i : i + 1], noise[i : i + 1]) for i in range(3)]
+    whole = diffusion_loss(zero, x0, flow, "x0", t, noise, measured="flow")
+    assert whole.item() == pytest.approx((100 * each[0] + 4 * each[1] + each[2]).item() / 3, rel=1e-4)
+    with pytest.raises(ValueError, match="give one of them"):
+        diffusion_loss(zero, x0, flow, "x0", t, noise, measured="flow", min_snr=5.0)
+    with pytest.raises(ValueError, match='unknown prediction "score"'):
+        diffusion_loss(zero, x0, flow, "x0", t, noise, measured="score")
 
 
 def test_min_snr_enters_the_loss(generator):

@@ -1,6 +1,5 @@
 """Tasks of chapter 03: what the network is told, what it is asked, and what its answer is worth."""
 
-
 import torch
 
 from ...data import Shapes, from_pixels
@@ -199,7 +198,7 @@ def variant(
 ):  # fmt: skip
     """diffusion_loss, with one of its parts replaced."""
 
-    def loss(net, x0, schedule, predicts="eps", t=None, noise=None, *, min_snr=None, **cond):
+    def loss(net, x0, schedule, predicts="eps", t=None, noise=None, *, min_snr=None, measured=None, **cond):
         level = schedule.at(timesteps(schedule, len(x0)) if t is None else t)
         noise = draw(x0) if noise is None else noise
         error = (net(see(x0, noise, level), level.timesteps(x0), **tell(cond)) - wanted(x0, noise, level, predicts)) ** 2

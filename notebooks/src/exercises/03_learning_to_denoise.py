@@ -101,11 +101,12 @@ check("03.4", min_snr_weight)
 #
 # `x0` has shape (B, …). Draw `t` of shape (B,) with `schedule.draw` and `noise` like `x0` where they are not given; ask
 # `net(xt, t, **cond)`, t being what `level.timesteps(xt)` says; and return the mean over everything, a scalar. `min_snr` is the
-# $\gamma$ of the task before; None weighs all levels alike. You may use what you wrote above, and `md.add_noise`.
+# $\gamma$ of the task before; None weighs all levels alike. `measured` may stay unused: no question is asked about it. You may
+# use what you wrote above, and `md.add_noise`.
 
 
 # %%
-def diffusion_loss(net, x0, schedule, predicts="eps", t=None, noise=None, *, min_snr=None, **cond):
+def diffusion_loss(net, x0, schedule, predicts="eps", t=None, noise=None, *, min_snr=None, measured=None, **cond):
     """The mean squared error of net's answer: a scalar that gradients flow through."""
     raise NotImplementedError
 

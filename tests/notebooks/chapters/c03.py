@@ -30,7 +30,7 @@ def losses(diffusion_loss):
     given = [diffusion_loss(net, X, schedule, kind, TIMES, EPS, min_snr=gamma, shift=0.3)
              for schedule in (TABLE, FLOW) for kind in KINDS for gamma in (None, 5.0, 0.5)]  # fmt: skip
     torch.manual_seed(0)
-    return [*given, diffusion_loss(net, X, TABLE)]
+    return [*given, diffusion_loss(net, X, TABLE), diffusion_loss(net, X, FLOW, "x0", TIMES, EPS, measured="flow")]
 
 
 INPUTS = {
@@ -39,5 +39,6 @@ INPUTS = {
     "to_estimate": [(EPS, X, level, kind) for level in LEVELS for kind in KINDS],
     "denoiser": denoise,
     "min_snr_weight": [(level, kind, *gamma) for level in LEVELS for kind in KINDS for gamma in ((), (1.0,))],
+    "measured_weight": [(level, kind, other) for level in LEVELS for kind in KINDS for other in KINDS],
     "diffusion_loss": losses,
 }
