@@ -49,8 +49,8 @@ def measured_weight(level: Level, predicts: str, measured: str, most: float = 10
     A network draws best what lies near pictures, such as x0 itself; what it should care about may be another thing. To
     predict x0 and count its error as that of the flow is the choice of Li & He 2025. An error delta in x0 is one of
     (alpha/sigma) delta in eps, and so on; near sigma = 0 that grows without bound, hence `most`.
+    Raises ValueError for an unknown kind.
     """
-
     alpha, sigma = torch.as_tensor(level.alpha), torch.as_tensor(level.sigma)
     k = {"eps": alpha, "x0": sigma, "v": alpha**2 + sigma**2, "flow": alpha + sigma}  # error of each per x0's, times sigma
     for kind in (predicts, measured):

@@ -2,7 +2,8 @@
 
 Adam scales each number of a gradient by its own history. Muon looks at a gradient as a matrix G = U S V^T, and steps along
 U V^T: the same directions, all at length 1. Otherwise a few strong directions, such as "everything brighter", take nearly
-all of each step, and the many weak ones, which hold the detail, wait. A U-Net trained so needs about half the steps.
+all of each step, and the many weak ones, which hold the detail, wait. In equal time it halves
+our distance to real images (docs/results.md).
 """
 
 import torch

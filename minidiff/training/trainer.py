@@ -32,7 +32,7 @@ class TrainConfig:
     """How to train. Raises ValueError for numbers that make no sense."""
 
     steps: int = 1000  # optimizer steps
-    optimizer: str = "muon"  # or "adamw", simpler, and in need of about twice the steps
+    optimizer: str = "muon"  # or "adamw": simpler, and slower to learn
     lr: float = 2e-3
     warmup: int = 50  # steps over which the learning rate rises from 0
     decay: str = "cosine"  # then falls to 0 as a cosine; or "constant"
