@@ -129,7 +129,7 @@ def test_a_folder_without_images_is_named(tmp_path, capsys):
 def test_config_is_plain_json(tmp_path):
     train(tmp_path)
     about = json.loads((tmp_path / "config.json").read_text())
-    assert about["training"]["steps"] == 3 and about["predicts"] == "flow" and len(about["classes"]) == 48
+    assert about["training"]["steps"] == 3 and about["predicts"] == "x0" and len(about["classes"]) == 48
 
 
 def test_course_verify_prints_the_three_percentages(capsys):
