@@ -87,7 +87,6 @@ expected = {
     "Fashion-MNIST": {"first": 0.88, "top": 0.27, "held out": 0.125, "fd": 20.0, "novelty": 1.1},
     "Shapes": {"first": 0.72, "top": 0.43, "held out": 0.048, "fd": 97.0, "novelty": 1.05},
 }[which]
-print(expected)
 
 # %% [markdown]
 # ## 2. The naive attempt

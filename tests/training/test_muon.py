@@ -67,6 +67,20 @@ def test_steps_of_matrices_are_as_long_as_adams(layer, x):
     assert 0.2 * 0.6 * (min(5, full) / full) ** 0.5 < size < 0.2 * 1.3
 
 
+def test_a_matrix_moves_along_the_nesterov_mean_of_its_gradients_and_decays():
+    torch.manual_seed(0)
+    layer, gradients = nn.Linear(6, 4, bias=False), torch.randn(3, 4, 6)
+    optimizer = Muon(layer, lr=0.1, momentum=0.9, weight_decay=0.5)
+    weight, mean = layer.weight.detach().clone(), torch.zeros(4, 6)
+    for grad in gradients:
+        layer.weight.grad = grad.clone()
+        optimizer.step()
+        mean = 0.9 * mean + 0.1 * grad
+        ahead = 0.1 * grad + 0.9 * mean
+        weight = weight - 0.1 * 0.5 * weight - 0.1 * 0.2 * 6**0.5 * orthogonalise(ahead)
+    assert_close(layer.weight.detach(), weight)
+
+
 def test_memory_layout_changes_no_step():
     nets = []
     for layout in (torch.contiguous_format, torch.channels_last):
