@@ -28,7 +28,12 @@ from .diffusion import (
     ddpm_step,
     denoiser,
     diffusion_loss,
+    dpmpp_2m,
+    euler,
+    heun,
     invert,
+    lms,
+    plms,
     predict_eps,
     predict_x0,
     sample,
@@ -39,13 +44,17 @@ from .nets import UNet
 __version__ = "0.1.0"
 
 # Opened on first use, so that `import minidiff` costs no more than torch: their names here, and the room each lives in.
-_LAZY = {"EMA": "training", "Trainer": "training", "TrainConfig": "training", "save": "training", "load": "training",
-         "ClassToImage": "pipelines", **dict.fromkeys(("data", "training", "pipelines", "evaluation", "plot"))}
+_LAZY = {
+    **dict.fromkeys(("data", "evaluation", "pipelines", "plot", "pretrained", "training")),
+    **dict.fromkeys(("EMA", "TrainConfig", "Trainer", "load", "save"), "training"),
+    **dict.fromkeys(("Tokenizer", "load_clip_text", "load_unet", "load_vae"), "pretrained"),
+    **dict.fromkeys(("ClassToImage", "StableDiffusion"), "pipelines"),
+}
 
 __all__ = [
     "CLEAN", "DatasetDenoiser", "Estimate", "GaussianDenoiser", "Level", "Schedule", "State", "UNet",
     "add_noise", "classifier_free", "clipped", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss",
-    "invert", "predict_eps", "predict_x0", "sample", "velocity", *_LAZY,
+    "dpmpp_2m", "euler", "heun", "invert", "lms", "plms", "predict_eps", "predict_x0", "sample", "velocity", *_LAZY,
 ]  # fmt: skip
 
 

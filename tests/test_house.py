@@ -18,10 +18,11 @@ ROOMS = {  # a room may import from the rooms named here
     "data": set(),
     "plot": {"diffusion"},
     "training": {"diffusion", "nets"},
-    "pipelines": {"diffusion", "nets", "training"},
-    "evaluation": {"diffusion", "nets", "data", "training", "pipelines"},
-    "course": {"diffusion", "nets", "data", "training", "pipelines", "evaluation", "plot"},
-    "commands": {"course", "diffusion", "nets", "data", "training", "pipelines", "evaluation", "plot"},
+    "pretrained": {"diffusion", "nets", "training"},
+    "pipelines": {"diffusion", "nets", "training", "pretrained"},
+    "evaluation": {"diffusion", "nets", "data", "training", "pretrained", "pipelines"},
+    "course": {"diffusion", "nets", "data", "training", "pretrained", "pipelines", "evaluation", "plot"},
+    "commands": {"course", "diffusion", "nets", "data", "training", "pretrained", "pipelines", "evaluation", "plot"},
 }
 each_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 

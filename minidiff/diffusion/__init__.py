@@ -2,15 +2,17 @@
 
 from .exact import DatasetDenoiser, GaussianDenoiser
 from .forward import Denoiser, Estimate, add_noise, clipped, denoiser, predict_eps, predict_x0, target, to_estimate, velocity
-from .guidance import classifier_free
+from .guidance import classifier_free, inpainting
 from .inversion import invert
 from .loss import diffusion_loss, measured_weight, min_snr_weight
-from .samplers import State, ddim, ddpm, sample
+from .multistep import dpmpp_2m, lms, plms
+from .samplers import Sampler, State, ddim, ddpm, euler, heun, sample
 from .schedule import CLEAN, Level, Schedule
 from .steps import ddim_step, ddpm_step
 
 __all__ = [
-    "CLEAN", "DatasetDenoiser", "Denoiser", "Estimate", "GaussianDenoiser", "Level", "Schedule", "State",
-    "add_noise", "classifier_free", "clipped", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss", "invert",
-    "measured_weight", "min_snr_weight", "predict_eps", "predict_x0", "sample", "target", "to_estimate", "velocity",
-]
+    "CLEAN", "DatasetDenoiser", "Denoiser", "Estimate", "GaussianDenoiser", "Level", "Sampler", "Schedule", "State",
+    "add_noise", "classifier_free", "clipped", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss",
+    "dpmpp_2m", "euler", "heun", "inpainting", "invert", "lms", "measured_weight", "min_snr_weight", "plms", "predict_eps",
+    "predict_x0", "sample", "target", "to_estimate", "velocity",
+]  # fmt: skip

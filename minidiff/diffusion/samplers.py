@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .forward import Denoiser
+from .forward import Denoiser, to_estimate
 from .schedule import Level
 from .steps import ddim_step, ddpm_step
 
@@ -62,6 +62,45 @@ def ddim(
         noise = randn_like(x, generator) if eta and there.sigma else None
         x = ddim_step(x, estimate, here, there, eta, noise)
         yield State(x, estimate.x0, there)
+
+
+def euler(denoise: Denoiser, x: Tensor, levels: list[Level]) -> Iterator[State]:
+    """Euler's method (Karras et al. 2022, algorithm 1 without its lines 6-8) from x (B, ...) at levels[0]; one call a step.
+
+    Divide x_t by alpha and count noise by s = sigma/alpha. The curve that leads from noise to image, which every sampler
+    here but ddpm follows, is then as plain as a curve can be, and so is a step along its tangent:
+
+        d(x/alpha)/ds = eps        x_there/alpha_there = x/alpha + (s_there - s) * eps = x0 + s_there * eps
+
+    Multiply by alpha_there, and nothing divides by alpha any more: it is DDIM's step at eta = 0, so it is DDIM.
+    Raises ValueError unless the levels go from noisy to clean.
+    """
+    return ddim(denoise, x, levels)
+
+
+@torch.no_grad()
+def heun(denoise: Denoiser, x: Tensor, levels: list[Level]) -> Iterator[State]:
+    """Heun's method (Karras et al. 2022, algorithm 1) from x (B, ...) at levels[0]; two network calls a step, second order.
+
+    Take Euler's step, ask for the slope where it ends, and take the step again with the mean of the two slopes eps.
+    Euler alone where there is no such mean: from alpha = 0 the step is infinitely long in s, and at sigma = 0 there is no
+    noise to ask about. Raises ValueError unless the levels go from noisy to clean.
+    """
+    for here, there in downward(levels):
+        estimate = denoise(x, here)
+        ahead = ddim_step(x, estimate, here, there)
+        if here.alpha and there.sigma:
+            ahead = step_by(x, (estimate.eps + denoise(ahead, there).eps) / 2, "eps", here, there)
+        x = ahead
+        yield State(x, estimate.x0, there)
+
+
+def step_by(x: Tensor, answer: Tensor, predicts: str, here: Level, there: Level) -> Tensor:
+    """DDIM's step as if the network, one that `predicts` this, had given this `answer` about x (B, ...).
+
+    So a sampler of higher order is DDIM with a better answer: the mean of its slopes along the step, not the first.
+    """
+    return ddim_step(x, to_estimate(answer, x, here, predicts), here, there)
 
 
 def sample(sampler: Sampler, denoise: Denoiser, x: Tensor, levels: list[Level], progress=True, **options) -> Tensor:

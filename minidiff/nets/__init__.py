@@ -1,11 +1,36 @@
 """The networks, in plain PyTorch."""
 
-from .attention import CrossAttention, SelfAttention, SpatialAttention
-from .blocks import GSC, DownSample, ResNetBlock, UpSample
+from .attention import (
+    BasicTransformerBlock,
+    CrossAttention,
+    FeedForward,
+    Memory,
+    SelfAttention,
+    SpatialAttention,
+    SpatialTransformer,
+    attention_maps,
+    remembering,
+)
+from .blocks import (
+    GSC,
+    CrossAttnDownBlock,
+    CrossAttnMidBlock,
+    CrossAttnUpBlock,
+    DownBlock,
+    DownSample,
+    MidBlock,
+    ResNetBlock,
+    UpBlock,
+    UpSample,
+)
+from .clip import CLIPText
 from .embeddings import ClassEmbedding, TimeEmbedding, drop_labels, sinusoidal
 from .unet import UNet
+from .vae import VAE, Gaussian
 
 __all__ = [
-    "GSC", "ClassEmbedding", "CrossAttention", "DownSample", "ResNetBlock", "SelfAttention", "SpatialAttention",
-    "TimeEmbedding", "UNet", "UpSample", "drop_labels", "sinusoidal",
-]
+    "GSC", "VAE", "BasicTransformerBlock", "CLIPText", "ClassEmbedding", "CrossAttention", "CrossAttnDownBlock",
+    "CrossAttnMidBlock", "CrossAttnUpBlock", "DownBlock", "DownSample", "FeedForward", "Gaussian", "Memory", "MidBlock",
+    "ResNetBlock", "SelfAttention", "SpatialAttention", "SpatialTransformer", "TimeEmbedding", "UNet", "UpBlock",
+    "UpSample", "attention_maps", "drop_labels", "remembering", "sinusoidal",
+]  # fmt: skip

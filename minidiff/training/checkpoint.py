@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..nets import UNet
 
 NETWORKS = {"UNet": UNet}  # what a config.json may name
+HINT = "name a folder that `python -m minidiff train` wrote"
 
 
 def save(folder: str | Path, net: nn.Module, **about) -> Path:
@@ -65,20 +66,20 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     write_file(path, to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, hint: str = HINT) -> dict[str, Tensor]:
     """Read a safetensors file. FileNotFoundError if there is none, ValueError if it is cut short or no safetensors."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: name a folder that `python -m minidiff train` wrote")
+        raise FileNotFoundError(f"{path} does not exist: {hint}")
     try:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error})") from error
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, hint: str = HINT) -> dict:
     """Read a JSON file. FileNotFoundError if there is none, ValueError if it is no JSON."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: name a folder that `python -m minidiff train` wrote")
+        raise FileNotFoundError(f"{path} does not exist: {hint}")
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -191,7 +191,8 @@ torch.manual_seed(SEED)
 net = md.UNet(channels, channels, CHANNELS, (False, True, True), layers=1, patch=2, shortcut=True)
 net = net.to(device, memory_format=torch.channels_last)  # the layout in which convolutions are fastest
 sizes = []
-blocks = (*net.down, *net.mid, *net.up)
+kinds = (md.nets.ResNetBlock, md.nets.DownSample, md.nets.UpSample)
+blocks = [module for module in net.modules() if isinstance(module, kinds)]
 hooks = [block.register_forward_hook(lambda block, given, out: sizes.append(out.shape[1:])) for block in blocks]
 with torch.no_grad():
     answer = net(noise[:2], torch.tensor([0, 999], device=device))

@@ -659,7 +659,7 @@ def response(per_group, channels=64):
 for per_group in (1, 2, 4, 8, 64):
     print(f"{per_group:3} channels to a group: the answer changes by {response(per_group):.6f}")
 assert response(1) < 1e-4 and response(8) > 1
-assert CHANNELS[0] // md.nets.attention.groups(CHANNELS[0]) >= 8  # what the library builds
+assert CHANNELS[0] // md.nets.attention.group_norm(CHANNELS[0]).num_groups >= 8  # what the library builds
 
 # %% [markdown]
 # **A label out of range.** A dataset whose labels count from 1, or −1 where a label is missing. A bare `nn.Embedding`

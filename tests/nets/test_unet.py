@@ -21,7 +21,7 @@ def inputs(size=8):
 
 
 def test_attention_is_softmax_of_qk_over_sqrt_d_times_v(generator):
-    attention = CrossAttention(32, 12, head_channels=16)
+    attention = CrossAttention(32, 12, heads=2)
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     x, context = torch.randn(2, 5, 32, generator=generator), torch.randn(2, 7, 12, generator=generator)
@@ -31,8 +31,8 @@ def test_attention_is_softmax_of_qk_over_sqrt_d_times_v(generator):
         weight = (torch.einsum("bnd,bld->bnl", q[..., h], k[..., h]) / 4).softmax(-1)
         heads.append(torch.einsum("bnl,bld->bnd", weight, v[..., h]))
     torch.testing.assert_close(attention(x, context), attention.to_out(torch.cat(heads, -1)), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="heads of"):
-        SelfAttention(100, head_channels=30)
+    with pytest.raises(ValueError, match="100 channels do not divide into 3 heads"):
+        SelfAttention(100, heads=3)
 
 
 def test_new_blocks_start_as_the_identity(generator):
@@ -104,6 +104,7 @@ def test_other_sizes_and_memory_layouts_give_the_same_answer():
     wanted = net(x, t)
     torch.testing.assert_close(net.to(memory_format=torch.channels_last)(x, t), wanted, rtol=1e-4, atol=1e-5)
     assert net(torch.randn(1, 1, 8, 24), t[:1]).shape == (1, 1, 8, 24)
+    assert net(torch.randn(1, 1, 9, 15), t[:1]).shape == (1, 1, 9, 15)  # halving rounds up, and the way back knows it
 
 
 def test_it_learns_what_a_class_means(generator):
@@ -124,14 +125,18 @@ def test_bad_input_is_named():
     net, (x, t) = tiny(num_classes=10), inputs()
     for error, call in {
         r"takes \(B, 1, H, W\)": lambda: net(torch.zeros(3, 3, 8, 8), t),
-        r"stride of 2: .*size=10": lambda: net(torch.zeros(3, 1, 9, 9), t),
+        "patches of 2x2: pad": lambda: tiny(patch=2)(torch.zeros(3, 1, 9, 9), t),
         "t has 2 rows for a batch of 3": lambda: net(x, t[:2]),
         "y has 1 rows": lambda: net(x, t, y=torch.tensor([1])),
         "classes 0 to 9": lambda: net(x, t, y=torch.tensor([1, 2, 11])),
         "takes no context": lambda: net(x, t, context=torch.zeros(3, 1, 4)),
         "give it context": lambda: tiny(context_dim=4)(x, t),
+        r"context of shape \(3, 1, 5\): .*\(B, L, 4\)": lambda: tiny(context_dim=4)(x, t, context=torch.zeros(3, 1, 5)),
+        "no null class: give it labels": lambda: tiny(num_classes=4, null_class=False)(x, t),
+        "labels run from 1 to 4, but .* 0 to 3$": lambda: tiny(num_classes=4, null_class=False)(x, t, torch.tensor([1, 2, 4])),
         "takes no labels": lambda: tiny()(x, t, y=t),
-        "one per stage": lambda: UNet(1, 1, channels=(8, 8), attention=(True,)),
+        "attention has 1 entries .* one per stage": lambda: UNet(1, 1, channels=(8, 8), attention=(True,)),
+        "heads has 3 entries": lambda: UNet(1, 1, **TINY, heads=(1, 2, 3)),
         "say how many": lambda: UNet(1, 1, **TINY, class_channels=4),
         "1 channels in, 3 out": lambda: UNet(1, 3, **TINY, shortcut=True),
     }.items():

@@ -1,0 +1,9 @@
+"""Networks that others trained, in our names: folders, rules, the tokenizer, scheduler configs."""
+
+from .clip import load_clip_text
+from .schedulers import Recipe, read_scheduler
+from .tokenizer import Tokenizer
+from .unet import load_unet
+from .vae import load_vae
+
+__all__ = ["Recipe", "Tokenizer", "load_clip_text", "load_unet", "load_vae", "read_scheduler"]

@@ -1,0 +1,94 @@
+"""Folders in the format of diffusers and transformers, on this disk or on the hub: which files there are, and what is in them.
+
+Weights are read from safetensors only. A pickle (.bin, .pt, .ckpt) is a program that runs when it is opened; anybody may
+have put anything into it.
+"""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ..training.checkpoint import read_json, read_tensors
+
+STEMS = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call the file of weights
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+HINT = "name a folder in the format of diffusers: model_index.json, and a folder per part with config.json and safetensors"
+
+
+def find(name: str | Path, variant: str | None = None) -> Path:
+    """The folder of that name, or of that id on the hub ("organisation/model"), downloaded if it is not here yet.
+
+    Only JSON, vocabularies and safetensors are downloaded, of `variant` if one is given. Raises FileNotFoundError for a
+    name that is neither, or that the hub does not give us.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if isinstance(name, Path) or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+        raise FileNotFoundError(f'"{name}" is neither a folder nor the id of a model, "organisation/model"')
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    weights = [f"*/*.{variant}.safetensors", f"*/*.{variant}-*.safetensors"] if variant else ["*/*.safetensors"]
+    others = [] if variant else ["*/*.fp16.*", "*/*.fp16-*", "*/*non_ema*"]
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["model_index.json", "*/*.json", "*/*.txt", *weights],
+                                      ignore_patterns=["safety_checker/*", *others]))  # fmt: skip
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise FileNotFoundError(f'"{name}" is no folder here, and the hub did not give it ({why})') from error
+
+
+def read_folder_json(path: Path) -> dict:
+    """A JSON file of such a folder. FileNotFoundError if there is none, ValueError if it is no JSON."""
+    return read_json(path, HINT)
+
+
+def read_config(folder: Path, classes: tuple[str, ...]) -> dict:
+    """folder/config.json. FileNotFoundError if there is none, ValueError if it describes none of `classes`."""
+    config = read_folder_json(folder / "config.json")
+    name = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    if name not in classes:
+        raise ValueError(f'{folder}/config.json describes "{name}": here minidiff reads {" or ".join(classes)}')
+    return config
+
+
+def read_weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a folder, from its one safetensors file or from the several that an index lists.
+
+    They stay on the disk until they are used. Raises FileNotFoundError where a file is missing, ValueError for a pickle, for
+    a file that is cut short, or for an index that promises what its files do not hold.
+    """
+    dot = f".{variant}" if variant else ""
+    for stem in STEMS:
+        if (folder / f"{stem}{dot}.safetensors").is_file():
+            return read_tensors(folder / f"{stem}{dot}.safetensors", HINT)
+        index = folder / f"{stem}.safetensors.index{dot}.json"
+        if index.is_file():
+            return _read_shards(index)
+    raise _nothing_to_read(folder, variant)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    place = read_json(index, HINT).get("weight_map") or {}
+    tensors = {}
+    for file in sorted(set(place.values())):
+        if Path(file).name != file:
+            raise ValueError(f"{index} points outside its folder, to {file}")
+        tensors |= read_tensors(index.parent / file, HINT)
+    if tensors.keys() != place.keys():
+        odd = sorted(tensors.keys() ^ place.keys())
+        raise ValueError(f"{index} and its files do not hold the same tensors: {', '.join(odd[:3])}, {len(odd)} in all")
+    return tensors
+
+
+def _nothing_to_read(folder: Path, variant: str | None) -> Exception:
+    files = sorted(path.name for path in folder.iterdir())
+    others = {name.split(".")[-2] for name in files if name.endswith(".safetensors") and name.count(".") == 2}
+    if others - {variant}:
+        fix = " or ".join(f'variant="{other.split("-")[0]}"' for other in sorted(others - {variant}))
+        return FileNotFoundError(f"{folder} has no weights of variant {variant}: there are others, take {fix}")
+    pickles = [name for name in files if name.endswith(PICKLES)]
+    if pickles:
+        return ValueError(f"{folder} holds its weights as a pickle only ({pickles[0]}), which is a program that runs when "
+                          "it is opened: get the model as .safetensors, or convert it where you trust it")
+    return FileNotFoundError(f"{folder} has no {STEMS[0]}.safetensors or {STEMS[1]}.safetensors: {HINT}")

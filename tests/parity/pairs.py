@@ -1,0 +1,210 @@
+"""Pairs of networks, ours and that of diffusers or transformers, with the same random weights, asked the same question.
+
+`PAIRS[name](dtype)` -> (parameters, our answer, their answer). test_pairs.py holds them to a bound, and
+`python -m minidiff parity` prints them as a table. Every parameter is random, also those that a new network has at 0 or 1.
+"""
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models import attention, attention_processor as processor, resnet
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets import unet_2d_blocks as blocks
+from diffusers.utils import logging
+from torch import nn
+
+from minidiff.nets import (
+    GSC,
+    BasicTransformerBlock,
+    CrossAttention,
+    CrossAttnDownBlock,
+    CrossAttnMidBlock,
+    CrossAttnUpBlock,
+    DownBlock,
+    DownSample,
+    FeedForward,
+    MidBlock,
+    ResNetBlock,
+    SelfAttention,
+    SpatialAttention,
+    SpatialTransformer,
+    UNet,
+    UpBlock,
+    UpSample,
+)  # fmt: skip
+from minidiff.nets.attention import group_norm
+from minidiff.pretrained.loading import fill
+from minidiff.pretrained.unet import RULES, options
+
+logging.set_verbosity_error()
+
+
+def shaken(net, dtype=torch.float32, seed=0):
+    """Random numbers in every parameter, also where a new network has zeros or ones."""
+    g = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        fan = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 16
+        with torch.no_grad():
+            parameter.add_(torch.randn(parameter.shape, generator=g) / fan**0.5)
+    return net.to(dtype).eval()
+
+
+def rand(*shape, dtype=torch.float32, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def norm(channels):
+    return group_norm(channels, 8, 1e-5)
+
+
+GROUPS = {"resnet_groups": 8, "resnet_eps": 1e-5}
+PIECES = {  # theirs; ours; the start of its name inside a whole network, so that the rules of loading apply; inputs
+    "GSC": (
+        lambda: nn.Sequential(nn.GroupNorm(8, 16), nn.SiLU(), nn.Conv2d(16, 32, 3, padding=1)), lambda: GSC(16, 32, norm),
+        "", [(2, 16, 4, 6)], lambda net, x: net(x)),
+    "SelfAttention": (
+        lambda: processor.Attention(32, heads=4, dim_head=8), lambda: SelfAttention(32, 4),
+        "blocks.0.attn1.", [(2, 5, 32)], lambda net, x: net(x)),
+    "CrossAttention": (
+        lambda: processor.Attention(32, cross_attention_dim=12, heads=4, dim_head=8), lambda: CrossAttention(32, 12, 4),
+        "blocks.0.attn2.", [(2, 5, 32), (2, 7, 12)], lambda net, x, c: net(x, c)),
+    "FeedForward": (
+        lambda: attention.FeedForward(32, activation_fn="geglu"), lambda: FeedForward(32),
+        "blocks.0.ff.", [(2, 5, 32)], lambda net, x: net(x)),
+    "BasicTransformerBlock": (
+        lambda: attention.BasicTransformerBlock(32, 4, 8, cross_attention_dim=12), lambda: BasicTransformerBlock(32, 12, 4),
+        "transformer_blocks.0.", [(2, 5, 32), (2, 7, 12)], lambda net, x, c: net(x, encoder_hidden_states=c)),
+    "SpatialTransformer": (
+        lambda: Transformer2DModel(4, 8, 32, num_layers=2, norm_num_groups=8, cross_attention_dim=12),
+        lambda: SpatialTransformer(32, 12, 4, depth=2, groups=8),
+        "down_blocks.0.attentions.0.", [(2, 32, 4, 6), (2, 7, 12)], lambda net, x, c: net(x, encoder_hidden_states=c).sample),
+    "SpatialTransformer, linear": (
+        lambda: Transformer2DModel(4, 8, 32, norm_num_groups=8, cross_attention_dim=12, use_linear_projection=True),
+        lambda: SpatialTransformer(32, 12, 4, linear=True, groups=8),
+        "down_blocks.0.attentions.0.", [(2, 32, 4, 6), (2, 7, 12)], lambda net, x, c: net(x, encoder_hidden_states=c).sample),
+    "SpatialAttention": (
+        lambda: processor.Attention(32, heads=4, dim_head=8, bias=True, norm_num_groups=8, eps=1e-5, residual_connection=True),
+        lambda: SpatialAttention(32, 4, True, norm), "layers.0.attention.", [(2, 32, 4, 6)], lambda net, x: net(x)),
+    "ResNetBlock": (
+        lambda: resnet.ResnetBlock2D(in_channels=16, out_channels=32, temb_channels=24, groups=8, eps=1e-5),
+        lambda: ResNetBlock(16, 32, 24, norm), "resnet.", [(2, 16, 4, 6), (2, 24)], lambda net, x, e: net(x, e)),
+    "DownSample": (
+        lambda: resnet.Downsample2D(16, use_conv=True, name="op"), lambda: DownSample(16), "", [(2, 16, 4, 6)],
+        lambda net, x: net(x)),
+    "DownSample, asymmetric": (
+        lambda: resnet.Downsample2D(16, use_conv=True, padding=0, name="op"), lambda: DownSample(16, True), "",
+        [(2, 16, 4, 6)], lambda net, x: net(x)),
+    "UpSample": (
+        lambda: resnet.Upsample2D(16, use_conv=True), lambda: UpSample(16), "", [(2, 16, 4, 6)], lambda net, x: net(x)),
+    "DownBlock": (
+        lambda: blocks.DownBlock2D(16, 32, 24, num_layers=2, **GROUPS), lambda: DownBlock(16, 32, 24, norm=norm),
+        "down_blocks.0.", [(2, 16, 4, 6), (2, 24)], lambda net, x, e: net(x, e)),
+    "CrossAttnDownBlock": (
+        lambda: blocks.CrossAttnDownBlock2D(16, 32, 24, num_layers=2, **GROUPS, num_attention_heads=4,
+                                            cross_attention_dim=12),
+        lambda: CrossAttnDownBlock(16, 32, 24, 12, {"heads": 4, "groups": 8}, norm=norm),
+        "down_blocks.0.", [(2, 16, 4, 6), (2, 24), (2, 7, 12)], lambda net, x, e, c: net(x, e, c)),
+    "MidBlock": (
+        lambda: blocks.UNetMidBlock2D(32, 24, **GROUPS, attention_head_dim=8),
+        lambda: MidBlock(32, 24, lambda: SpatialAttention(32, 4, True, norm), norm),
+        "mid_block.", [(2, 32, 4, 6), (2, 24)], lambda net, x, e: net(x, e)),
+    "CrossAttnMidBlock": (
+        lambda: blocks.UNetMidBlock2DCrossAttn(32, 24, **GROUPS, num_attention_heads=4, cross_attention_dim=12),
+        lambda: CrossAttnMidBlock(32, 24, 12, {"heads": 4, "groups": 8}, norm=norm),
+        "mid_block.", [(2, 32, 4, 6), (2, 24), (2, 7, 12)], None),
+    "UpBlock": (
+        lambda: blocks.UpBlock2D(16, 48, 32, 24, num_layers=2, **GROUPS),
+        lambda: UpBlock(48, [32, 16], 32, 24, norm=norm),
+        "up_blocks.0.", [(2, 48, 4, 6), (2, 32, 4, 6), (2, 16, 4, 6), (2, 24)], None),
+    "CrossAttnUpBlock": (
+        lambda: blocks.CrossAttnUpBlock2D(16, 32, 48, 24, num_layers=2, **GROUPS, num_attention_heads=4,
+                                          cross_attention_dim=12),
+        lambda: CrossAttnUpBlock(48, [32, 16], 32, 24, 12, {"heads": 4, "groups": 8}, norm=norm),
+        "up_blocks.0.", [(2, 48, 4, 6), (2, 32, 4, 6), (2, 16, 4, 6), (2, 24), (2, 7, 12)], None),
+}  # fmt: skip
+
+
+
+
+INSIDE = {  # where the rules take those beginnings
+    "": "", "blocks.0.attn1.": "blocks.0.self_attention.", "blocks.0.attn2.": "blocks.0.cross_attention.",
+    "blocks.0.ff.": "blocks.0.feed_forward.", "transformer_blocks.0.": "transformer_blocks.0.", "resnet.": "resnet.",
+    "layers.0.attention.": "layers.0.attention.", "mid_block.": "mid.", "down_blocks.0.": "down.0.", "up_blocks.0.": "up.0.",
+    "down_blocks.0.attentions.0.": "down.0.layers.0.attention.",
+}  # fmt: skip
+
+
+def piece(name):
+    build_theirs, build_ours, prefix, shapes, call = PIECES[name]
+
+    def answers(dtype):
+        theirs, ours = shaken(build_theirs(), dtype), build_ours().eval()
+        fill(ours, theirs.state_dict(), [(r"^", prefix), *RULES, (f"^{INSIDE[prefix]}", "")], name)
+        inputs = [rand(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes)]
+        if name == "CrossAttnMidBlock":
+            wanted, got = theirs(*inputs[:2], encoder_hidden_states=inputs[2]), ours(*inputs)
+        elif "UpBlock" in name:
+            x, early, late, emb, *context = inputs  # the way up meets the last map of the way down first
+            told = {"encoder_hidden_states": context[0]} if context else {}
+            wanted, got = theirs(x, (late, early), emb, **told), ours(x, [late, early], emb, *context)
+        else:
+            wanted, got = call(theirs, *inputs), ours(*inputs)
+        return count(ours), flat(got), flat(wanted)
+
+    return torch.no_grad()(answers)
+
+
+def count(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def flat(answer):
+    """One row of numbers out of a tensor, or of a tensor and the maps beside it."""
+    if torch.is_tensor(answer):
+        return answer.flatten()
+    return torch.cat([flat(part) for part in answer])
+
+
+SMALL = {"block_out_channels": (16, 32), "layers_per_block": 2, "norm_num_groups": 8}
+READS = {**SMALL, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "cross_attention_dim": 12,
+         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}  # fmt: skip
+PIXELS = {**SMALL, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+UNETS = {
+    "U-Net of Stable Diffusion 1": (UNet2DConditionModel, {**READS, "attention_head_dim": 4}),
+    "U-Net of Stable Diffusion 2": (UNet2DConditionModel, {**READS, "attention_head_dim": (2, 4),
+                                                           "use_linear_projection": True}),
+    "U-Net for inpainting": (UNet2DConditionModel, {**READS, "attention_head_dim": 4, "in_channels": 9}),
+    "U-Net that knows depth": (UNet2DConditionModel, {**READS, "attention_head_dim": (2, 4), "in_channels": 5,
+                                                      "use_linear_projection": True}),
+    "U-Net on pixels": (UNet2DModel, PIXELS),
+    "U-Net on pixels, with classes": (UNet2DModel, {**PIXELS, "num_class_embeds": 10}),
+    "U-Net of Google's DDPM": (UNet2DModel, {**PIXELS, "freq_shift": 1, "flip_sin_to_cos": False, "downsample_padding": 0,
+                                            "attention_head_dim": None, "norm_eps": 1e-6}),
+    "U-Net on pixels, no attention below": (UNet2DModel, {**PIXELS, "add_attention": False}),
+}  # fmt: skip
+
+
+def ask(theirs, ours, dtype):
+    """Both networks' answers to the same noisy images, timesteps and whatever else they take."""
+    height = 7 if ours.config["context_dim"] else 8  # 480x640 pixels are 60x80 latents, which three halvings do not divide
+    x, t = rand(2, ours.config["in_channels"], height, 12, dtype=dtype), torch.tensor([7, 801])
+    if ours.config["context_dim"]:
+        context = rand(2, 5, ours.config["context_dim"], dtype=dtype, seed=2)
+        return ours(x, t, context=context), theirs(x, t, context).sample
+    if ours.config["num_classes"]:
+        return ours(x, t, y=torch.tensor([3, 9])), theirs(x, t, class_labels=torch.tensor([3, 9])).sample
+    return ours(x, t), theirs(x, t).sample
+
+
+def whole(name):
+    build, config = UNETS[name]
+
+    def answers(dtype):
+        theirs = shaken(build(**config), dtype)
+        ours = UNet(**options({**theirs.config, "_class_name": build.__name__})).eval()
+        fill(ours, theirs.state_dict(), RULES, name)
+        return count(ours), *ask(theirs, ours, dtype)
+
+    return torch.no_grad()(answers)
+
+
+PAIRS = {name: piece(name) for name in PIECES} | {name: whole(name) for name in UNETS}
