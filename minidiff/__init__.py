@@ -31,6 +31,7 @@ from .diffusion import (
     dpmpp_2m,
     euler,
     heun,
+    inpainting,
     invert,
     lms,
     plms,
@@ -39,7 +40,7 @@ from .diffusion import (
     sample,
     velocity,
 )  # fmt: skip
-from .nets import UNet
+from .nets import VAE, CLIPText, UNet
 
 __version__ = "0.1.0"
 
@@ -52,9 +53,10 @@ _LAZY = {
 }
 
 __all__ = [
-    "CLEAN", "DatasetDenoiser", "Estimate", "GaussianDenoiser", "Level", "Schedule", "State", "UNet",
+    "CLEAN", "VAE", "CLIPText", "DatasetDenoiser", "Estimate", "GaussianDenoiser", "Level", "Schedule", "State", "UNet",
     "add_noise", "classifier_free", "clipped", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss",
-    "dpmpp_2m", "euler", "heun", "invert", "lms", "plms", "predict_eps", "predict_x0", "sample", "velocity", *_LAZY,
+    "dpmpp_2m", "euler", "heun", "inpainting", "invert", "lms", "plms", "predict_eps", "predict_x0", "sample", "velocity",
+    *_LAZY,
 ]  # fmt: skip
 
 

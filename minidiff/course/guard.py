@@ -42,7 +42,8 @@ def explain(error: BaseException, seconds: float) -> str:
         return "is not written yet: put your lines where `raise NotImplementedError` stands"
     if isinstance(error, TimeoutError) and not error.args:
         return f"did not come back within {seconds:g} s: is there a loop that never ends?"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "minidiff/course" not in frame.filename]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+              if "minidiff/course" not in frame.filename and "torch/nn/modules" not in frame.filename]  # fmt: skip
     place = f" at `{frames[0].line}`" if frames and frames[0].line else ""
     return f"raised {type(error).__name__}{place}: {error}"
 

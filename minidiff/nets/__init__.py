@@ -1,6 +1,7 @@
 """The networks, in plain PyTorch."""
 
 from .attention import (
+    Attention,
     BasicTransformerBlock,
     CrossAttention,
     FeedForward,
@@ -9,6 +10,7 @@ from .attention import (
     SpatialAttention,
     SpatialTransformer,
     attention_maps,
+    group_norm,
     remembering,
 )
 from .blocks import (
@@ -29,8 +31,8 @@ from .unet import UNet
 from .vae import VAE, Gaussian
 
 __all__ = [
-    "GSC", "VAE", "BasicTransformerBlock", "CLIPText", "ClassEmbedding", "CrossAttention", "CrossAttnDownBlock",
-    "CrossAttnMidBlock", "CrossAttnUpBlock", "DownBlock", "DownSample", "FeedForward", "Gaussian", "Memory", "MidBlock",
-    "ResNetBlock", "SelfAttention", "SpatialAttention", "SpatialTransformer", "TimeEmbedding", "UNet", "UpBlock",
-    "UpSample", "attention_maps", "drop_labels", "remembering", "sinusoidal",
+    "GSC", "VAE", "Attention", "BasicTransformerBlock", "CLIPText", "ClassEmbedding", "CrossAttention",
+    "CrossAttnDownBlock", "CrossAttnMidBlock", "CrossAttnUpBlock", "DownBlock", "DownSample", "FeedForward", "Gaussian",
+    "Memory", "MidBlock", "ResNetBlock", "SelfAttention", "SpatialAttention", "SpatialTransformer", "TimeEmbedding", "UNet",
+    "UpBlock", "UpSample", "attention_maps", "drop_labels", "group_norm", "remembering", "sinusoidal",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 
-def sinusoidal(t: Tensor, dim: int, max_period: float = 10_000.0, freq_shift: int = 0, sin_first: bool = False) -> Tensor:
+def sinusoidal(t: Tensor, dim: int, max_period: float = 10_000.0, *, freq_shift: int = 0, sin_first: bool = False) -> Tensor:
     """t (B,), whole or fractional -> (B, dim): cos and sin of t at dim/2 frequencies from 1 down to 1/max_period.
 
     Vaswani et al. 2017, section 3.5, cosines first as Stable Diffusion has them; sines first as in DDPM with sin_first.
@@ -58,7 +58,7 @@ class ClassEmbedding(nn.Module):
     Raises ValueError for a label without a row.
     """
 
-    def __init__(self, num_classes: int, dim: int, null: bool = True):
+    def __init__(self, num_classes: int, dim: int, *, null: bool = True):
         super().__init__()
         self.num_classes, self.null_class = num_classes, num_classes if null else None
         self.table = nn.Embedding(num_classes + null, dim)

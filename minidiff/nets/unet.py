@@ -71,7 +71,7 @@ class UNet(nn.Module):
         self.patch, self.stride = small.patch, small.patch * 2 ** (len(channels) - 1)
         self.time = TimeEmbedding(width, emb_channels, freq_shift=small.freq_shift, sin_first=small.sin_first)
         label_channels = small.class_channels or emb_channels
-        self.label = ClassEmbedding(num_classes, label_channels, small.null_class) if num_classes else None
+        self.label = ClassEmbedding(num_classes, label_channels, null=small.null_class) if num_classes else None
         self.conv_in = nn.Conv2d((in_channels + small.class_channels) * small.patch**2, width, 3, padding=1)
         norm, last = partial(group_norm, groups=small.groups, eps=small.eps), len(channels) - 1
 

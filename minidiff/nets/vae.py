@@ -19,8 +19,8 @@ from .blocks import GSC, DownSample, ResNetBlock, UpSample
 class Gaussian:
     """What an encoder answers: not a latent but a normal distribution of them, independent in every number of (B, C, h, w).
 
-    mean, logvar: (B, C, h, w); logvar is held to [-30, 20], where exp overflows for nobody. Raises ValueError if they differ
-    in shape.
+    mean, logvar: (B, C, h, w). logvar is held to [-30, 20], or one wild number would make the loss infinite; float16 ends at
+    exp(11), so take kl() of float32. Raises ValueError if the two differ in shape.
     """
 
     def __init__(self, mean: Tensor, logvar: Tensor):

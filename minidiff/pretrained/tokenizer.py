@@ -149,17 +149,21 @@ class Tokenizer:
 
     def _encode(self, word: str) -> list[int]:
         if word not in self.cache:
-            self.cache[word] = [self.vocab.get(piece, self.end) for piece in self._pieces(word)]  # CLIP's own has them all
+            self.cache[word] = [self.vocab.get(piece, self.end) for piece in byte_pairs(word, self.ranks)]
         return self.cache[word]
 
-    def _pieces(self, word: str) -> list[str]:
-        """Join the pair that was learned first, again and again (Sennrich et al. 2016, section 3.2)."""
-        *first, last = [NAMES[byte] for byte in word.encode()]
-        pieces = f" {'  '.join([*first, last + '</w>'])} "  # each between spaces of its own; the last byte knows it is the last
-        while pairs := self.ranks.keys() & set(pairwise(pieces.split())):
-            a, b = min(pairs, key=self.ranks.__getitem__)
-            pieces = pieces.replace(f" {a}  {b} ", f" {a}{b} ")
-        return pieces.split()
+
+def byte_pairs(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """The pieces of a word: of all pairs of neighbours, the one learned first is joined, again and again, while one is known.
+
+    ranks: which pair was learned when. (Sennrich et al. 2016, section 3.2)
+    """
+    *first, last = [NAMES[byte] for byte in word.encode()]
+    pieces = f" {'  '.join([*first, last + '</w>'])} "  # each between spaces of its own; the last byte knows it is the last
+    while pairs := ranks.keys() & set(pairwise(pieces.split())):
+        a, b = min(pairs, key=ranks.__getitem__)
+        pieces = pieces.replace(f" {a}  {b} ", f" {a}{b} ")
+    return pieces.split()
 
 
 def _bytes(piece: str) -> bytes:

@@ -36,7 +36,7 @@ DEFAULTS = {  # what diffusers takes for a key that config.json leaves out or ha
     "mid_block_add_attention": True, "use_quant_conv": True, "use_post_quant_conv": True,
     "scaling_factor": 0.18215, "shift_factor": 0.0,
 }  # fmt: skip
-FIXED = {"act_fn": ("silu",), "latents_mean": (None,), "latents_std": (None,)}
+FIXED = {"act_fn": ("silu",)}
 FREE = {"sample_size",  # the size it was trained at binds nobody: every size that divides by the stride will do
         "force_upcast"}  # advice to compute in float32: here the caller's dtype decides
 

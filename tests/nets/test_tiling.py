@@ -31,6 +31,13 @@ def test_the_blend_is_a_straight_line():
     torch.testing.assert_close(answer.flatten(), torch.tensor(wanted, dtype=torch.float64))
 
 
+def test_tiles_are_spread_evenly():
+    """20 pixels by tiles of 8: four are needed, and none of them lies almost upon the one before."""
+    starts = []
+    tiled(lambda piece: starts.append(int(piece[0, 0, 0, 0])) or piece, torch.arange(20.0).view(1, 1, 1, 20), 8, 3, 1)
+    assert starts == [0, 4, 8, 12]
+
+
 def test_an_image_within_one_tile_is_the_function_itself(generator):
     x = torch.randn(2, 4, 9, 12, generator=generator)
     vae = small()

@@ -5,16 +5,19 @@
 """
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from diffusers.models import attention, attention_processor as processor, resnet
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets import unet_2d_blocks as blocks
 from diffusers.utils import logging
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from minidiff.nets import (
     GSC,
+    VAE,
     BasicTransformerBlock,
+    CLIPText,
     CrossAttention,
     CrossAttnDownBlock,
     CrossAttnMidBlock,
@@ -32,6 +35,7 @@ from minidiff.nets import (
     UpSample,
 )  # fmt: skip
 from minidiff.nets.attention import group_norm
+from minidiff.pretrained import clip, vae
 from minidiff.pretrained.loading import fill
 from minidiff.pretrained.unet import RULES, options
 
@@ -207,4 +211,50 @@ def whole(name):
     return torch.no_grad()(answers)
 
 
-PAIRS = {name: piece(name) for name in PIECES} | {name: whole(name) for name in UNETS}
+VAES = {
+    "VAE of Stable Diffusion": {},
+    "VAE of SD3": {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False},
+}
+TEXTS = {
+    "Text encoder of Stable Diffusion 1": {"hidden_act": "quick_gelu", "eos_token_id": 2},
+    "Text encoder of Stable Diffusion 2": {"hidden_act": "gelu", "eos_token_id": 59},
+}
+
+
+def autoencoder(name):
+    config = {"block_out_channels": (16, 32), "layers_per_block": 2, "norm_num_groups": 8, **VAES[name],
+              "down_block_types": 2 * ("DownEncoderBlock2D",), "up_block_types": 2 * ("UpDecoderBlock2D",)}  # fmt: skip
+
+    def answers(dtype):
+        theirs = shaken(AutoencoderKL(**config), dtype)
+        ours = VAE(**vae.options(dict(theirs.config))).eval()
+        fill(ours, theirs.state_dict(), vae.RULES, name)
+        x, z = rand(2, 3, 16, 24, dtype=dtype), rand(2, ours.config["latent_channels"], 8, 12, dtype=dtype)
+        mine, posterior = ours.encode(x), theirs.encode(x).latent_dist
+        wanted = flat((posterior.mean, posterior.std, theirs.decode(z).sample))
+        return count(ours), flat((mine.mean, mine.std, ours.decode(z))), wanted
+
+    return torch.no_grad()(answers)
+
+
+def text_encoder(name):
+    sizes = {"vocab_size": 60, "max_position_embeddings": 11, "hidden_size": 32, "intermediate_size": 64,
+             "num_hidden_layers": 3, "num_attention_heads": 4, "projection_dim": 24, "bos_token_id": 58}  # fmt: skip
+
+    def answers(dtype):
+        theirs = shaken(CLIPTextModel(CLIPTextConfig(**sizes, **TEXTS[name])), dtype)
+        ours = CLIPText(**clip.options({**theirs.config.to_dict(), "architectures": ["CLIPTextModel"]})).eval()
+        fill(ours, theirs.state_dict(), clip.RULES, name)
+        ids = torch.tensor([[58, 3, 14, 15, 59, 59, 59, 59, 59, 59, 59], [58, 9, 2, 6, 5, 3, 5, 8, 9, 7, 59]])
+        mine, wanted = ours(ids), theirs(ids)
+        return count(ours), flat(mine), flat((wanted.last_hidden_state, wanted.pooler_output))
+
+    return torch.no_grad()(answers)
+
+
+PAIRS = {
+    **{name: piece(name) for name in PIECES},
+    **{name: whole(name) for name in UNETS},
+    **{name: autoencoder(name) for name in VAES},
+    **{name: text_encoder(name) for name in TEXTS},
+}

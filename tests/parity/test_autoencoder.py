@@ -86,7 +86,9 @@ def test_their_folder_loads_and_answers_as_they_do(name, old, tmp_path, generato
     same(ours.encode(x).mean, theirs.encode(x).latent_dist.mean)
     z = torch.randn(1, theirs.config.latent_channels, 4, 4, generator=generator)
     same(ours.decode(z), theirs.decode(z).sample)
-    assert {p.dtype for p in load_vae(tmp_path, torch.bfloat16).parameters()} == {torch.bfloat16}
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_suffix(".fp16.safetensors"))
+    assert {p.dtype for p in load_vae(tmp_path, torch.bfloat16, variant="fp16").parameters()} == {torch.bfloat16}
 
 
 def test_defaults_of_an_empty_config_are_theirs():

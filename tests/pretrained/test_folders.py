@@ -117,7 +117,7 @@ def change(what):
 @pytest.mark.parametrize("spoil, told", [
     (cut, "damaged or not a safetensors file"), (cut_the_header, "damaged"), (claim_a_huge_header, "damaged"),
     (lambda file: file.write_bytes(b""), "damaged"),
-    (change(lambda t: t.update({"conv_in.weight": t["conv_in.weight"].reshape(4, 16, 3, 3)})), "is .4, 16, 3, 3., not .16, 4, 3, 3."),
+    (change(lambda t: t.update({"conv_in.weight": t["conv_in.weight"].reshape(4, 16, 3, 3)})), "is .4, 16, 3, 3., not .16, 4"),
     (change(lambda t: t.pop("conv_in.bias")), "missing conv_in.bias"),
     (change(lambda t: t.update({"conv_in.extra": torch.zeros(1)})), "unexpected conv_in.extra"),
 ])  # fmt: skip
@@ -195,7 +195,7 @@ def test_fill_touches_nothing_unless_all_fits():
     tensors = {name: torch.ones_like(p) for name, p in before.items()}
     with pytest.raises(ValueError, match="missing conv_in.bias"):
         fill(net, {name: t for name, t in tensors.items() if name != "conv_in.bias"}, [], "here")
-    with pytest.raises(ValueError, match="x.conv_in.bias and conv_in.bias both claim|conv_in.bias and x.conv_in.bias both claim"):
+    with pytest.raises(ValueError, match="conv_in.bias and x.conv_in.bias both claim"):
         fill(net, {**tensors, "x.conv_in.bias": tensors["conv_in.bias"]}, [("^x.", "")], "here")
     for name, parameter in net.state_dict().items():
         assert torch.equal(parameter, before[name])

@@ -42,6 +42,7 @@ def test_every_sampler_walks_as_its_class_would():
     assert times(SD_15, 3, heun) == times(SD_15, 3, lms) == [999, 499.5, 0, 0]
     assert times(SD_15, 4, dpmpp_2m) == [999, 749, 500, 250, 0]
     assert times({**SD_15, "timestep_spacing": "leading"}, 4, dpmpp_2m) == [801, 601, 401, 201, 0]
+    assert times({**SD_15, "timestep_spacing": "trailing"}, 4, dpmpp_2m) == [999, 749, 499, 249, 0]
     assert times(TURBO, 1) == [999, 0]
     recipe = read_scheduler(SD_15)
     ends = {sampler: recipe.levels(4, sampler)[-1] for sampler, _ in CLASSES.values()}
@@ -73,7 +74,8 @@ def test_googles_ddpm():
     torch.testing.assert_close(recipe.schedule.abar, Schedule.linear().abar)
     assert times(GOOGLE, 5) == [800, 600, 400, 200, 0, 0] and recipe.levels(5)[-1] is CLEAN
     assert read_scheduler({**GOOGLE, "clip_sample_range": 2.5}).clip == 2.5
-    assert read_scheduler({"_class_name": "DDIMScheduler"}).clip == 1.0  # what is left out has the default of its class
+    bare = read_scheduler({"_class_name": "DDIMScheduler"})  # what is left out has the default of its class
+    assert bare.clip == 1.0 and bare.levels(5)[-1] is CLEAN
 
 
 def test_zero_terminal_snr_starts_at_pure_noise():
@@ -91,6 +93,7 @@ def test_a_walk_starts_in_the_scale_of_its_class():
     recipe, noise = read_scheduler(SD_15), torch.ones(1)
     level = recipe.levels(5, euler)[0]
     assert recipe.start(noise, level, euler).item() == pytest.approx(level.sigma) and level.sigma < 0.999
+    assert read_scheduler({**SD_15, "timestep_spacing": "leading"}).start(noise, level, euler) is noise
     assert recipe.start(noise, level, dpmpp_2m) is noise and recipe.start(noise, level) is noise
 
 
@@ -134,7 +137,8 @@ def test_what_cannot_be_honoured_is_named(config, key, value):
 def test_keys_that_change_nothing_are_let_through():
     foreign = {"thresholding": True, "solver_order": 3, "brand_new_setting": False, "another": None, "_name_or_path": "x"}
     assert read_scheduler({**SD_15, **foreign}).levels(5) == read_scheduler(SD_15).levels(5)
-    read_scheduler({**DPM, "solver_type": "bh2", "lambda_min_clipped": -math.inf, "euler_at_final": True, "thresholding": None})
+    read_scheduler({**DPM, "solver_type": "bh2", "lambda_min_clipped": -math.inf, "euler_at_final": True})
+    assert read_scheduler({**SD_15, "prediction_type": None}).predicts == "eps"
 
 
 def test_bad_numbers_are_named():

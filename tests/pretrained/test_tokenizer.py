@@ -53,6 +53,8 @@ def test_a_batch(clip):
 def test_pieces_can_be_read(clip):
     assert clip.tokens("A painting of a flooble") == ["a</w>", "painting</w>", "of</w>", "a</w>", "floo", "ble</w>"]
     assert clip.tokens("caf\u00e9 42, it's") == ["caf\u00e9</w>", "4</w>", "2</w>", ",</w>", "it</w>", "'s</w>"]
+    endings = [piece for piece in clip.tokens("he's don't we're I've I'm you'll she'd") if "'" in piece]
+    assert endings == ["'s</w>", "'t</w>", "'re</w>", "'ve</w>", "'m</w>", "'ll</w>", "'d</w>"]
     assert clip.tokens("\u2603") == ["\\xe2\\x98", "\\x83</w>"]  # a snowman is two pieces, neither of them a character
     assert clip.tokens("x<|endoftext|>") == ["x</w>", "<|endoftext|>"]
 
