@@ -81,8 +81,8 @@ def read_json(path: Path, hint: str = HINT) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {hint}")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error})") from error
 
 

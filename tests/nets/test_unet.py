@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from minidiff.nets import GSC, CrossAttention, DownSample, ResNetBlock, SelfAttention, UNet, UpSample
+from minidiff.nets import GSC, CrossAttention, DownSample, Memory, ResNetBlock, SelfAttention, UNet, UpSample
 
 TINY = {"channels": (16, 32), "attention": (False, True), "layers": 1}
 
@@ -142,6 +142,36 @@ def test_bad_input_is_named():
     }.items():
         with pytest.raises(ValueError, match=error):
             call()
+
+
+SD1 = {"context_dim": 768, "heads": 8}
+SD2 = {"context_dim": 1024, "heads": (5, 10, 20, 20), "linear": True}
+
+
+@pytest.mark.parametrize("in_channels, options, parameters", [
+    (4, SD1, 859_520_964), (9, SD1, 859_535_364), (4, SD2, 865_910_724), (5, SD2, 865_913_604),
+], ids=["SD 1", "SD 1 for inpainting", "SD 2", "SD 2 with depth"])  # fmt: skip
+def test_at_full_size_it_is_stable_diffusions(in_channels, options, parameters):
+    with torch.device("meta"):
+        net = UNet(in_channels, 4, (320, 640, 1280, 1280), (True, True, True, False), groups=32, **options)
+        x, t, context = torch.zeros(2, in_channels, 64, 64), torch.zeros(2), torch.zeros(2, 77, options["context_dim"])
+        assert net(x, t, context=context).shape == (2, 4, 64, 64)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+def test_a_memory_answers_as_its_tokens():
+    net, (x, t) = tiny(context_dim=12), inputs()
+    memory = Memory(torch.randn(3, 5, 12))
+    for _ in range(2):
+        torch.testing.assert_close(net(x, t, context=memory), net(x, t, context=memory.tokens), rtol=0, atol=0)
+
+
+def test_dropout_drops_in_training_only():
+    net, (x, t) = tiny(context_dim=12, dropout=0.5), inputs()
+    context = torch.randn(3, 5, 12)
+    assert not torch.equal(net(x, t, context=context), net(x, t, context=context))
+    net.eval()
+    assert torch.equal(net(x, t, context=context), net(x, t, context=context))
 
 
 @pytest.mark.gpu
