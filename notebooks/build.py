@@ -72,7 +72,7 @@ def quicken(notebook: nbformat.NotebookNode) -> None:
     knobs[0].source = KNOB.sub(r"\1\2", knobs[0].source)
 
 
-def execute(notebook: nbformat.NotebookNode, timeout: int = 1200) -> tuple[float, float]:
+def execute(notebook: nbformat.NotebookNode, timeout: int = 3600) -> tuple[float, float]:
     """Run every cell in a fresh kernel, from the notebooks' folder; the seconds it took and the peak of its memory in MB.
 
     Raises CellExecutionError.

@@ -90,11 +90,12 @@ class CLIPText(nn.Module):
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         layer = partial(TransformerLayer, dim, heads, mlp or 4 * dim, activation)
         self.tokens = nn.Embedding(vocab, dim)
-        self.positions = nn.Parameter(torch.randn(length, dim) * 0.01)
+        self.positions = nn.Parameter(torch.empty(length, dim))
         self.layers = nn.ModuleList(layer() for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.projection = nn.Linear(dim, projection, bias=False) if projection else None
         nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.01)
 
     def forward(self, ids: Tensor, skip: int = 0, final_norm: bool = True) -> Text:
         """Tokens of the last layer but `skip` (1: the penultimate, elsewhere "clip skip 2"), with or without the final norm.

@@ -6,13 +6,45 @@ have put anything into it.
 
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..training.checkpoint import read_json, read_tensors
+from ..training.checkpoint import read_json
 
 STEMS = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call the file of weights
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HINT = "name a folder in the format of diffusers: model_index.json, and a folder per part with config.json and safetensors"
+
+
+class File:
+    """A safetensors file, read one tensor at a time.
+
+    As long as it is open, all that was read of it counts as memory, beside the tensors that were made of it. So it is opened
+    anew after every 256 MB.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.read, self.opened = path, 0, safe_open(path, "pt")
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name, as it is in the file."""
+        if self.read > 2**28:
+            self.read, self.opened = 0, safe_open(self.path, "pt")
+        tensor = self.opened.get_tensor(name)
+        self.read += tensor.nbytes
+        return tensor
+
+
+class Stored:
+    """A tensor that is still in its file: its `shape`, and `to`, which reads it."""
+
+    def __init__(self, file: File, name: str):
+        self.file, self.name, self.shape = file, name, torch.Size(file.opened.get_slice(name).get_shape())
+
+    def to(self, device: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor, on `device` and in `dtype`, its own if None."""
+        return self.file.tensor(self.name).to(device, dtype)
 
 
 def find(name: str | Path, variant: str | None = None) -> Path:
@@ -52,29 +84,39 @@ def read_config(folder: Path, classes: tuple[str, ...]) -> dict:
     return config
 
 
-def read_weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
-    """All tensors of a folder, from its one safetensors file or from the several that an index lists.
+def read_weights(folder: Path, variant: str | None = None) -> dict[str, Stored]:
+    """All tensors of a folder, in its one safetensors file or in the several that an index lists.
 
-    They stay on the disk until they are used. Raises FileNotFoundError where a file is missing, ValueError for a pickle, for
-    a file that is cut short, or for an index that promises what its files do not hold.
+    They stay on the disk until they are asked for. Raises FileNotFoundError where a file is missing, ValueError for a pickle,
+    for a file that is cut short, or for an index that promises what its files do not hold.
     """
     dot = f".{variant}" if variant else ""
     for stem in STEMS:
         if (folder / f"{stem}{dot}.safetensors").is_file():
-            return read_tensors(folder / f"{stem}{dot}.safetensors", HINT)
+            return _stored(folder / f"{stem}{dot}.safetensors")
         index = folder / f"{stem}.safetensors.index{dot}.json"
         if index.is_file():
             return _read_shards(index)
     raise _nothing_to_read(folder, variant)
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _stored(path: Path) -> dict[str, Stored]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: {HINT}")
+    try:
+        file = File(path)
+        return {name: Stored(file, name) for name in list(file.opened.keys())}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file ({error})") from error
+
+
+def _read_shards(index: Path) -> dict[str, Stored]:
     place = read_json(index, HINT).get("weight_map") or {}
     tensors = {}
     for file in sorted(set(place.values())):
         if Path(file).name != file:
             raise ValueError(f"{index} points outside its folder, to {file}")
-        tensors |= read_tensors(index.parent / file, HINT)
+        tensors |= _stored(index.parent / file)
     if tensors.keys() != place.keys():
         odd = sorted(tensors.keys() ^ place.keys())
         raise ValueError(f"{index} and its files do not hold the same tensors: {', '.join(odd[:3])}, {len(odd)} in all")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from .folders import read_config, read_weights
+from .folders import Stored, read_config, read_weights
 
 Rules = list[tuple[str, str | None]]
 
@@ -30,7 +31,7 @@ def rename(name: str, rules: Rules) -> str | None:
     return name
 
 
-def fill(net: nn.Module, tensors: dict[str, Tensor], rules: Rules, source: str | Path,
+def fill(net: nn.Module, tensors: dict[str, Tensor | Stored], rules: Rules, source: str | Path,
          dtype: torch.dtype | None = None, device: str = "cpu") -> None:  # fmt: skip
     """Give every parameter of `net`, which may be on the meta device, its tensor, in `dtype` (the tensor's own if None).
 
@@ -55,6 +56,16 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], rules: Rules, source: str |
     net.load_state_dict({ours: tensors.pop(name).to(device, dtype) for ours, name in theirs.items()}, assign=True)
 
 
+class Unfilled(TorchFunctionMode):
+    """Inside, new networks draw no random weights. On the meta device there is no place for them, and yet it takes seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def load_network(
     folder: str | Path, build: Callable[[dict], nn.Module], rules: Rules, classes: tuple[str, ...],
     dtype: torch.dtype | None = torch.float32, device: str = "cpu", variant: str | None = None,
@@ -65,7 +76,7 @@ def load_network(
     variant. Raises FileNotFoundError or ValueError, and never returns a network that is only partly filled.
     """
     config = read_config(Path(folder), classes)
-    with torch.device("meta"):  # no memory, no random numbers: the file brings them all
+    with torch.device("meta"), Unfilled():  # no memory, no random numbers: the file brings them all
         net = build(config)
     fill(net, read_weights(Path(folder), variant), rules, folder, dtype, device)
     return net.eval()
