@@ -204,11 +204,13 @@ class StableDiffusion:
     # ---- from a picture back to its noise ---------------------------------------------------------------------------
 
     def invert(self, image: Tensor, prompt: str | list[str], steps: int = 50, guidance_scale: float = 1.0) -> Tensor:
-        """The noise, (B, C, h, w), that DDIM in so many steps would turn into this picture: pipe(prompt, latents=noise, ...).
+        """The noise, (B, C, h, w), from which this picture, (1 or B, 3, H, W), would have come. Back to it, nearly, leads
+
+            pipe(prompt, latents=noise, steps=steps, guidance_scale=1, sampler=ddim)
 
         It climbs the very levels the sampler descends. Without guidance by default: inversion goes back along the path on
         which the picture is likely under its prompt, and a guided path is that of an exaggerated picture, which this one is
-        not; each step up would undo a step that was never taken, and the errors add up. (1 or B, 3, H, W) in [-1, 1].
+        not; each step up would undo a step that was never taken, and the errors add up.
         """
         *_, last = self._climb(image, prompt, steps, guidance_scale)
         return last.x

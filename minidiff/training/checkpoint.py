@@ -66,10 +66,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     write_file(path, to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
-def read_tensors(path: Path, hint: str = HINT) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. FileNotFoundError if there is none, ValueError if it is cut short or no safetensors."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: {hint}")
+        raise FileNotFoundError(f"{path} does not exist: {HINT}")
     try:
         return load_file(path)
     except SafetensorError as error:

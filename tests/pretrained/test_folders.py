@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 import minidiff as md
@@ -187,6 +188,34 @@ def test_a_name_that_is_no_folder(monkeypatch):
             find(name)
     with pytest.raises(FileNotFoundError, match="the hub did not give it"):  # the tests are offline
         find("nobody/nothing")
+
+
+REPOSITORY = [  # as on the hub: everything twice, and pickles beside
+    "README.md", "model_index.json", "v1-5-pruned.safetensors", "v1-5-pruned.ckpt", "scheduler/scheduler_config.json",
+    "tokenizer/vocab.json", "tokenizer/merges.txt", "text_encoder/config.json", "text_encoder/model.safetensors",
+    "text_encoder/pytorch_model.bin", "text_encoder/model.fp16.safetensors", "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "safety_checker/model.safetensors", "safety_checker/config.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("variant, weights", [
+    (None, {"text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors"}),
+    ("fp16", {"text_encoder/model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"}),
+])  # fmt: skip
+def test_what_is_fetched_from_the_hub(made, monkeypatch, variant, weights):
+    fetched = set()
+
+    def snapshot_download(name, allow_patterns, ignore_patterns):
+        assert name == "someone/sd"
+        fetched.update(filter_repo_objects(REPOSITORY, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return str(made[1])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert find("someone/sd", variant) == made[1]
+    small = {"model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"}
+    assert fetched == small | {"text_encoder/config.json", "unet/config.json"} | weights
 
 
 def test_fill_touches_nothing_unless_all_fits():
