@@ -18,7 +18,7 @@ RESNET: Rules = [
     (r"resnet\.conv2\.", "resnet.second.2."),
     (r"resnet\.conv_shortcut\.", "resnet.shortcut."),
 ]
-ATTENTION: Rules = [  # of pixel models and of the VAE, whose first files had other names
+ATTENTION: Rules = [  # of pixel models, whose first files had other names
     (r"\.group_norm\.", ".norm."),
     (r"\.query\.", ".to_q."),
     (r"\.key\.", ".to_k."),
