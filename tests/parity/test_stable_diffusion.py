@@ -107,9 +107,10 @@ def test_inpainting(made, tmp_path, in_channels, style, strength):
     agree(ours.inpaint(PROMPTS[0], image, mask, steps=8, **{**told, "generator": seeded()}), wanted)
 
 
+@pytest.mark.parametrize("style", [1, 2])
 @pytest.mark.parametrize("name", ["DDIM", "Euler"])
-def test_depth_to_image(made, tmp_path, name):
-    theirs, ours = swap(made(2, 5), name, tmp_path)
+def test_depth_to_image(made, tmp_path, style, name):
+    theirs, ours = swap(made(style, 5), name, tmp_path)
     parts = {k: theirs.components[k] for k in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
     theirs = diffusers.StableDiffusionDepth2ImgPipeline(**parts, depth_estimator=None, feature_extractor=None)
     theirs.set_progress_bar_config(disable=True)
