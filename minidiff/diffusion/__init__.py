@@ -5,14 +5,14 @@ from .forward import Denoiser, Estimate, add_noise, clipped, denoiser, predict_e
 from .guidance import classifier_free, inpainting
 from .inversion import invert
 from .loss import diffusion_loss, measured_weight, min_snr_weight
-from .multistep import dpmpp_2m, lms, plms
-from .samplers import Sampler, State, ddim, ddpm, euler, heun, sample
+from .multistep import dpmpp_2m, dpmpp_2m_sde, lms, plms
+from .samplers import Sampler, State, ddim, ddpm, euler, euler_ancestral, heun, sample
 from .schedule import CLEAN, Level, Schedule
 from .steps import ddim_step, ddpm_step
 
 __all__ = [
     "CLEAN", "DatasetDenoiser", "Denoiser", "Estimate", "GaussianDenoiser", "Level", "Sampler", "Schedule", "State",
     "add_noise", "classifier_free", "clipped", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss",
-    "dpmpp_2m", "euler", "heun", "inpainting", "invert", "lms", "measured_weight", "min_snr_weight", "plms", "predict_eps",
-    "predict_x0", "sample", "target", "to_estimate", "velocity",
+    "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "heun", "inpainting", "invert", "lms", "measured_weight",
+    "min_snr_weight", "plms", "predict_eps", "predict_x0", "sample", "target", "to_estimate", "velocity",
 ]  # fmt: skip

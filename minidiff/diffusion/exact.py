@@ -37,12 +37,17 @@ class DatasetDenoiser:
         weight_i = softmax_i( -|x_t - alpha * x_i|^2 / (2 * sigma^2) )        (Karras et al. 2022, eq. 57)
 
     It can only ever give its own images back: a network that generalises must be *worse* than this at its training task.
-    Raises ValueError for an empty dataset or images of another shape.
+    std > 0 blurs every image into a Gaussian of that spread; then the data are a mixture, and mean and weights are those of
+    GaussianDenoiser, with alpha^2 * std^2 + sigma^2 in place of sigma^2. Raises ValueError for an empty dataset, a negative
+    std, or images of another shape.
     """
 
-    def __init__(self, data: Tensor):
+    def __init__(self, data: Tensor, *, std: float = 0.0):
         if len(data) == 0:
             raise ValueError("the dataset is empty: give at least one image, as a tensor (N, ...)")
+        if std < 0:
+            raise ValueError(f"std = {std}: the spread of every image is 0 or more")
+        self.std = std
         self.shape, self.data = data.shape[1:], data.flatten(1).double()  # (N, D), once: a walk asks at every step
 
     def __call__(self, xt: Tensor, level: Level) -> Estimate:
@@ -52,7 +57,10 @@ class DatasetDenoiser:
             return Estimate(xt / level.alpha, torch.zeros_like(xt))
         x, data = xt.flatten(1).double(), self.data.to(xt.device)  # (B, D), (N, D)
         alpha, sigma = level.like(x)
-        # -|x - alpha * x_i|^2 / 2 without |x|^2, which is the same for every i. In float64: it is divided by a small sigma^2.
+        # -|x - alpha * x_i|^2 / 2 without |x|^2, which is the same for every i. In float64: its divisor may be tiny.
         closeness = alpha * (x @ data.T) - alpha**2 / 2 * data.norm(dim=1) ** 2  # (B, N)
-        x0 = (closeness / sigma**2).softmax(dim=1) @ data
-        return Estimate(x0.to(xt).view_as(xt), ((x - alpha * x0) / sigma).to(xt).view_as(xt))
+        variance = alpha**2 * self.std**2 + sigma**2
+        mean = (closeness / variance).softmax(dim=1) @ data  # (B, D)
+        surprise = (x - alpha * mean) / variance
+        x0 = mean + alpha * self.std**2 * surprise
+        return Estimate(x0.to(xt).view_as(xt), (sigma * surprise).to(xt).view_as(xt))

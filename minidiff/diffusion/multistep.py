@@ -1,11 +1,11 @@
 """Samplers with a memory: higher order at one network call a step, because the answers of earlier steps are kept.
 
-One estimate is right at the level where it was made and old news by the end of the step. All three samplers here lay a
+One estimate is right at the level where it was made and old news by the end of the step. All samplers here lay a
 polynomial through the last few answers, and take DDIM's step with its mean over the step ahead:
 
     lms         through eps, over s = sigma/alpha, whatever the spacing of the levels
     plms        the same with the classic weights for even steps, cheap and a little wrong: levels are rarely even
-    dpmpp_2m    through x0, over log(alpha/sigma), a straight line through two
+    dpmpp_2m    through x0, over log(alpha/sigma), a straight line through two; dpmpp_2m_sde draws fresh noise besides
 
 An old answer made at alpha = 0, where s is infinite, lies on no polynomial and is left out: the walk of a flow, or
 from zero terminal SNR, begins with a plain step of DDIM and gathers its memory from there.
@@ -17,8 +17,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .forward import Denoiser, target
-from .samplers import State, downward, step_by
+from .forward import Denoiser, target, to_estimate
+from .samplers import State, downward, randn_like, step_by
 from .schedule import Level
 from .steps import ddim_step
 
@@ -71,7 +71,7 @@ def adams_bashforth(nodes: list[float], end: float) -> list[float]:
 
 
 @torch.no_grad()
-def plms(denoise: Denoiser, x: Tensor, levels: list[Level], blends: str = "eps") -> Iterator[State]:
+def plms(denoise: Denoiser, x: Tensor, levels: list[Level], *, blends: str = "eps") -> Iterator[State]:
     """Pseudo linear multistep (Liu et al. 2022, eqs. 9, 12) from x (B, ...) at levels[0]; one call a step, the first two.
 
     The default of Stable Diffusion 1: the step is DDIM's (their eq. 9), its eps the mean of the last four by the weights
@@ -100,7 +100,9 @@ def plms(denoise: Denoiser, x: Tensor, levels: list[Level], blends: str = "eps")
 
 
 @torch.no_grad()
-def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: list[Level]) -> Iterator[State]:
+def dpmpp_2m(
+    denoise: Denoiser, x: Tensor, levels: list[Level], *, eta: float = 0.0, generator: torch.Generator | None = None
+) -> Iterator[State]:
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2) from x (B, ...) at levels[0]; one network call a step, second order.
 
     With lam = log(alpha/sigma), h the step in lam ahead and h_past the one behind, r = h_past / h,
@@ -108,9 +110,9 @@ def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: list[Level]) -> Iterator[Stat
         D = (1 + 1/(2r)) * x0 - 1/(2r) * x0_past        x0 where its straight line stands in the middle of the step
         x_there = sigma_there/sigma * x - alpha_there * (exp(-h) - 1) * D
 
-    and the second line is DDIM's step for a network that answers D. The last step takes x0 as it is, if it leads to
-    CLEAN, an infinite way in lam, or if the walk has fewer than 15 steps, too long for a line through two answers.
-    Raises ValueError unless the levels go from noisy to clean.
+    and the second line is DDIM's step for a network that answers D; eta: how random that step is, see `ddim_step`. The last
+    step takes x0 as it is, if it leads to CLEAN, an infinite way in lam, or if the walk has fewer than 15 steps, too long
+    for a line through two answers. Raises ValueError unless the levels go from noisy to clean, and for eta outside [0, 1].
     """
     past = None  # (lam, x0) of the last step
     for here, there in downward(levels):
@@ -121,8 +123,21 @@ def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: list[Level]) -> Iterator[Stat
             h, h_past = log_ratio(there) - lam, lam - past[0]  # h_past is infinite from alpha = 0: x0 as it is, again
             x0 = x0 + h / (2 * h_past) * (x0 - past[1])
         past = lam, estimate.x0
-        x = step_by(x, x0, "x0", here, there)
+        noise = randn_like(x, generator) if eta and there.sigma else None
+        x = ddim_step(x, to_estimate(x0, x, here, "x0"), here, there, eta, noise)
         yield State(x, estimate.x0, there)
+
+
+def dpmpp_2m_sde(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generator: torch.Generator | None = None
+) -> Iterator[State]:
+    """DPM-Solver++ 2M for the SDE (Lu et al. 2022, SDE-DPM-Solver++): the same D, and fresh noise as in DDPM; one call a step.
+
+        x_there = sigma_there/sigma * exp(-h) * x + alpha_there * (1 - exp(-2h)) * D + sigma_there * sqrt(1 - exp(-2h)) * noise
+
+    exp(-h) is `ddim_step`'s rho, so this is its step at eta = 1. Raises ValueError unless the levels go from noisy to clean.
+    """
+    return dpmpp_2m(denoise, x, levels, eta=1.0, generator=generator)
 
 
 def log_ratio(level: Level) -> float:

@@ -9,6 +9,7 @@ denoiser is made of, it never learns; where the levels come from, neither. It ru
 steps would keep fifty networks' worth of activations; a denoiser that needs gradients switches them on for itself.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -78,6 +79,21 @@ def euler(denoise: Denoiser, x: Tensor, levels: list[Level]) -> Iterator[State]:
     return ddim(denoise, x, levels)
 
 
+def euler_ancestral(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generator: torch.Generator | None = None
+) -> Iterator[State]:
+    """Euler with fresh noise (k-diffusion's ancestral sampling) from x (B, ...) at levels[0]; one network call a step.
+
+    Step further than asked, to s_down, then noise the result back up to s_there:
+
+        s_up = s_there * sqrt(1 - rho^2),    s_down = sqrt(s_there^2 - s_up^2) = rho * s_there,    rho = s_there / s
+
+    rho is `ddim_step`'s, and multiplied by alpha_there this is its step at eta = 1, so it is that.
+    Raises ValueError unless the levels go from noisy to clean.
+    """
+    return ddim(denoise, x, levels, 1.0, generator)
+
+
 @torch.no_grad()
 def heun(denoise: Denoiser, x: Tensor, levels: list[Level]) -> Iterator[State]:
     """Heun's method (Karras et al. 2022, algorithm 1) from x (B, ...) at levels[0]; two network calls a step, second order.
@@ -112,6 +128,11 @@ def sample(sampler: Sampler, denoise: Denoiser, x: Tensor, levels: list[Level], 
     for state in tqdm(walk, total=len(levels) - 1, disable=not progress, leave=False):
         x = state.x
     return x
+
+
+def draws(sampler: Sampler) -> bool:
+    """Does this sampler draw fresh noise, that is, does it take a `generator`?"""
+    return "generator" in inspect.signature(sampler).parameters
 
 
 def downward(levels: list[Level]) -> Iterator[tuple[Level, Level]]:

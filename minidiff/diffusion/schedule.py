@@ -12,6 +12,7 @@ A sampler never reads a table: it walks a list of `Level`s, noisy to clean, that
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,6 +63,13 @@ class Schedule:
     kind: str = "vp"  # or "flow"
     shift: float = 1.0  # of a flow only
 
+    def __post_init__(self):
+        if not self.alpha.shape == self.sigma.shape == self.t.shape == (len(self.t),):
+            raise ValueError(f"alpha {tuple(self.alpha.shape)}, sigma {tuple(self.sigma.shape)} and t {tuple(self.t.shape)} "
+                             "are the columns of one table: give three of shape (T,)")
+        _full_precision("alpha", self.alpha)
+        _full_precision("sigma", self.sigma)
+
     # ---- by name ----------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -98,8 +106,9 @@ class Schedule:
     def from_betas(cls, beta: Tensor) -> "Schedule":
         """A VP schedule from the variances added at each step, (T,): abar_t = prod_{s<=t} (1 - beta_s)  (DDPM, eq. 4).
 
-        Raises ValueError unless every beta lies in [0, 1].
+        Raises ValueError unless every beta lies in [0, 1], and for betas in half precision.
         """
+        _full_precision("beta", torch.as_tensor(beta))
         beta = torch.as_tensor(beta, dtype=torch.float64)
         if not ((beta >= 0) & (beta <= 1)).all():
             raise ValueError("every beta must lie in [0, 1]: it is the share of variance that one step replaces by noise")
@@ -159,6 +168,23 @@ class Schedule:
         whole = below == above  # the table's own digits where there is nothing to interpolate
         return torch.where(whole, alpha[below], angle.cos()), torch.where(whole, sigma[below], angle.sin())
 
+    def at_ratio(self, s: float) -> Level:
+        """The level where sigma/alpha = s > 0. Where that lies between two timesteps, t runs straight in log s (k-diffusion).
+
+        Raises ValueError for an s that is not positive and finite.
+        """
+        if not 0 < s < math.inf:
+            raise ValueError(f"sigma/alpha = {s}: take a positive number; pure noise is schedule.at(t) of the last t")
+        if self.kind == "flow":  # alpha + sigma = 1
+            return self.at(len(self) * s / (1 + s))
+        t = np.interp(math.log(s), self.ratio.log(), np.arange(len(self)))
+        return Level(t.item(), 1 / math.hypot(1, s), s / math.hypot(1, s))  # alpha^2 + sigma^2 = 1
+
+    @property
+    def ratio(self) -> Tensor:
+        """s = sigma/alpha, (T,), float64: noise per image. Infinite where alpha is 0."""
+        return self.sigma.double() / self.alpha.double()
+
     def levels(self, n: int, spacing: str | None = None, offset=0, last: Level | None = CLEAN) -> list[Level]:
         """n timesteps, noisy to clean, then `last`: the n+1 levels that a sampler of n steps walks.
 
@@ -166,8 +192,9 @@ class Schedule:
             "leading"   900, 800, ..., 0 (+ offset)     the default; never starts from pure noise
             "trailing"  999, 899, ..., 99               the one to take with zero terminal SNR
             "linspace"  999, 888, ..., 0
-        On a flow the default is SD3's own: n values of sigma even between the table's ends, then shifted; the names
-        above pick rows of the table. Raises ValueError for n outside 1 ... T or an unknown spacing.
+            "karras"    dense where there is little noise, see `karras`; from alpha = 0 the first step is a single row
+        On a flow the default is SD3's own: n values of sigma even between the table's ends, then shifted; the first three
+        names pick rows of the table. Raises ValueError for n outside 1 ... T or an unknown spacing.
         """
         T = len(self)
         if not 1 <= n <= T:
@@ -176,6 +203,12 @@ class Schedule:
             least = self.shift / (T + self.shift - 1)  # sigma of the first row, in float64
             sigma = _shifted(torch.linspace(1, least, n, dtype=torch.float64), self.shift)
             walk = [self.at(T * s) for s in sigma.tolist()]
+        elif spacing == "karras" and self.kind == "flow":
+            walk = [self.at(T * s) for s in karras(1.0, self.sigma[0].item(), n)]
+        elif spacing == "karras":
+            noise = [self.at(T - 1)] if self.alpha[-1] == 0 else []
+            first = self.ratio[-1 - len(noise)].item()
+            walk = noise + [self.at_ratio(s) for s in karras(first, self.ratio[0].item(), n - len(noise))]
         else:
             walk = [self.at(self.t[i].item()) for i in _rows(T, n, spacing or "leading", offset)]
         return walk if last is None else [*walk, last]
@@ -190,6 +223,14 @@ class Schedule:
         return len(self) * _shifted(torch.randn(n, generator=generator).sigmoid(), self.shift)
 
 
+def karras(first: float, last: float, n: int, rho: float = 7.0) -> list[float]:
+    """n numbers from first down to last, even in the rho-th root: dense near last (Karras et al. 2022, eq. 5).
+
+    The numbers are s = sigma/alpha on a VP schedule, as in the paper; sigma itself on a flow, where s would be infinite.
+    """
+    return (np.linspace(first ** (1 / rho), last ** (1 / rho), n) ** rho).tolist()
+
+
 def _rows(T: int, n: int, spacing: str, offset: int) -> list[int]:
     if spacing == "leading":
         rows = [i * (T // n) + offset for i in reversed(range(n))]
@@ -198,7 +239,7 @@ def _rows(T: int, n: int, spacing: str, offset: int) -> list[int]:
     elif spacing == "linspace":
         rows = [round(i * ((T - 1) / (n - 1))) for i in reversed(range(n))] if n > 1 else [T - 1]
     else:
-        raise ValueError(f'unknown spacing "{spacing}": take "leading", "trailing" or "linspace"')
+        raise ValueError(f'unknown spacing "{spacing}": take "leading", "trailing", "linspace" or "karras"')
     if not 0 <= min(rows) <= max(rows) < T:
         raise ValueError(f"offset {offset} pushes {n} leading steps beyond the {T} of the schedule: take a smaller one")
     return rows
@@ -206,6 +247,12 @@ def _rows(T: int, n: int, spacing: str, offset: int) -> list[int]:
 
 def _shifted(sigma: Tensor, shift: float) -> Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def _full_precision(name: str, table: Tensor) -> None:
+    if table.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"{name} is in {table.dtype}, which has too few digits for a schedule: 1 - 1e-4 is 1 there. Give "
+                         "float32 or float64; levels take the dtype of the images they meet")
 
 
 def _steps(T: int) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion import Schedule, State, classifier_free, clipped, ddim, denoiser
-from ..diffusion.samplers import randn_like
+from ..diffusion.samplers import draws, randn_like
 from ..nets import UNet
 from ..training import load, save
 
@@ -48,7 +48,7 @@ class ClassToImage:
         labels: Tensor,  # (B,) integers, 0 ... len(classes) - 1
         steps: int = 50,
         guidance_scale: float = 1.0,  # 1: plain conditional; 1.5 to 3: clearer, less varied
-        sampler=ddim,  # or ddpm
+        sampler=ddim,  # or any other
         spacing: str = "trailing",  # of the steps; starts at the noisiest level, whatever the schedule
         generator: torch.Generator | None = None,  # of the noise the walk begins with
     ) -> Iterator[State]:
@@ -58,7 +58,8 @@ class ClassToImage:
         x = randn_like(torch.empty(len(labels), self.net.config["in_channels"], self.size, self.size, device=device), generator)
         levels = self.schedule.levels(steps, spacing)
         x = x.to(memory_format=torch.channels_last)
-        yield from sampler(self.denoiser(labels, guidance_scale), levels[0].sigma * x, levels, generator=generator)
+        options = {"generator": generator} if draws(sampler) else {}
+        yield from sampler(self.denoiser(labels, guidance_scale), levels[0].sigma * x, levels, **options)
 
     def denoiser(self, labels: Tensor, guidance_scale: float = 1.0):
         """What a sampler walks: this network asked for these labels."""

@@ -153,7 +153,7 @@ plms_task = Task(
         Mistake("only two answers are remembered: there should be four, as soon as four were given.", multistep(most=2)),
         Mistake("the mean of the first step was remembered: remember what was said about x here, without what lies ahead.",
                 multistep(keeps_mean=True)),
-        Mistake("x0 was averaged, and not eps.", lambda denoise, x, levels, blends="eps": plms(denoise, x, levels, "x0")),
+        Mistake("x0 was averaged, and not eps.", lambda denoise, x, levels: plms(denoise, x, levels, blends="x0")),
         Mistake("State's x0 should be what the denoiser said at this step, not what the mean makes of it.",
                 multistep(tells=lambda estimate, x, eps, here: (x - here.sigma * eps) / here.alpha)),
     ),

@@ -51,11 +51,11 @@ check("16.1", byte_pairs)
 #   it.
 #
 # Yield `md.State(x, x0, level)` after every step: the level just reached, and the x0 that the denoiser gave at the level it
-# left. `blends` is for other kinds of average; only `"eps"` is asked about.
+# left.
 
 
 # %%
-def plms(denoise, x, levels, blends="eps"):
+def plms(denoise, x, levels):
     """Walk x (B, ...) from levels[0] to levels[-1]; a State after every step."""
     raise NotImplementedError
 
