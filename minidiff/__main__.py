@@ -1,16 +1,16 @@
-"""The command line: python -m minidiff demo | train | sample | eval | course | parity."""
+"""The command line: python -m minidiff demo | train | sample | eval | course | parity | bench."""
 
 import argparse
 import sys
 
-from .commands import course, demo, evaluate, parity, sample, train
+from .commands import bench, course, demo, evaluate, parity, sample, train
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. What the user got wrong is told in one line, with exit status 2; a bug keeps its traceback."""
     parser = argparse.ArgumentParser("minidiff", description="Diffusion models, built by hand.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for room in (demo, train, sample, evaluate, course, parity):
+    for room in (demo, train, sample, evaluate, course, parity, bench):
         command = commands.add_parser(room.NAME, help=room.HELP, description=room.__doc__, formatter_class=Formatter)
         room.arguments(command)
         command.set_defaults(run=room.run)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
@@ -151,6 +152,31 @@ def show_curves(
             axes.plot(x, y, color=CURVES[i % 6], linestyle=DASHES[i % 4], label=name)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title or "", yscale=yscale)
         axes.legend()
+    return figure.to(file)
+
+
+def show_orders(
+    curves: Mapping[str, tuple],  # name -> (x, y), both positive, x the cost and y the error
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str | None = None,
+    file: str | Path | None = None,
+) -> Figure:
+    """Errors against cost, both axes logarithmic, so that an order is a slope; dashed guides show orders 1 and 2."""
+    with matplotlib.rc_context(STYLE):
+        figure = Picture(figsize=(9.5, 5), dpi=DPI, layout="constrained")
+        axes = figure.subplots()
+        for i, (name, (x, y)) in enumerate(curves.items()):
+            axes.plot(x, y, color=CURVES[i % 6], linestyle=DASHES[i % 4], marker="o", markersize=5, label=name)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title or "", xscale="log", yscale="log")
+        ends, bottom = np.array(axes.get_xlim()), axes.get_ylim()[0]
+        top = max(max(y) for _, y in curves.values())
+        for order in (1, 2):
+            guide = top * (ends / ends[0]) ** -order
+            axes.plot(ends, guide, color="#808080", linestyle=DASHES[order], linewidth=1, label=f"order {order}")
+        axes.set(xlim=ends, ylim=(bottom, None))
+        axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
+        figure.legend(loc="outside right center")
     return figure.to(file)
 
 

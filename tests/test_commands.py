@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -66,6 +67,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path, monkeypatch):
 @pytest.mark.parametrize("options", [
     ["--condition", "concat"], ["--condition", "none"], ["--schedule", "cosine", "--predicts", "v", "--zero-snr"],
     ["--schedule", "linear", "--predicts", "eps", "--min-snr", "5"], ["--accumulate", "2", "--decay", "constant", "--flip"],
+    ["--net", "dit", "--dim", "16", "--depth", "1"], ["--net", "dit", "--dim", "16", "--depth", "1", "--condition", "none"],
 ])  # fmt: skip
 def test_every_way_to_train_leaves_a_model_that_samples(tmp_path, options):
     assert train(tmp_path, *options) == 0
@@ -103,6 +105,8 @@ def test_demo_leaves_its_pictures(tmp_path, capsys):
     ("no/such/folder", ["train", "--data", "no/such/folder"]),
     ("has no", ["train", "--device", "cuda:0"] if not torch.cuda.is_available() else ["train", "--device", "mps"]),
     ("take --size 24", ["train", "--data", "shapes", "--limit", "64", *TINY, "--size", "22"]),
+    ("patches of 4", ["train", "--data", "shapes", "--limit", "64", "--net", "dit", "--size", "22"]),
+    ("a dit takes add or none", ["train", "--data", "shapes", "--limit", "64", "--net", "dit", "--condition", "concat"]),
     ("batch_size", ["train", "--data", "shapes", "--limit", "64", *TINY, "--batch", "65"]),
     ("lr = 0", ["train", "--data", "shapes", "--limit", "64", *TINY, "--lr", "0"]),
     ("minidiff train", ["sample", "no/such/run"]),
@@ -153,3 +157,29 @@ def test_course_verify_says_what_is_wrong(capsys, monkeypatch):
 def test_course_lists_what_is_left(capsys):
     assert main(["course"]) == 0
     assert "chapter 01" in capsys.readouterr().out
+
+
+def test_bench_samplers_prints_draws_and_writes_every_row(tmp_path, capsys, monkeypatch):
+    from minidiff.evaluation import benchmark
+
+    few = {name: benchmark.SAMPLERS[name] for name in ("ddim", "plms", "dpmpp_2m_sde")}
+    monkeypatch.setattr(benchmark, "SAMPLERS", few)
+    monkeypatch.setattr(benchmark, "STEPS", (10, 20, 50))
+    monkeypatch.setattr(benchmark, "error", partial(benchmark.error, samples=200))
+    monkeypatch.setattr(benchmark, "floor", partial(benchmark.floor, samples=200))
+    monkeypatch.setattr("minidiff.commands.bench.TESTS", tmp_path / "nowhere")
+    files = ["--plot", str(tmp_path / "new" / "e.png"), "--json", str(tmp_path / "new" / "e.json")]
+    assert main(["bench", "samplers", "--spacing", "trailing", *files]) == 0
+    told = capsys.readouterr()
+    rows = [line.strip("| ").replace(" ", "").split("|") for line in told.out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["sampler", "-" * 12, *few]
+    assert [row[2] for row in rows[2:]] == ["1.00", "2.00", "-"]
+    errors = [benchmark.error(few["plms"], n, "trailing") for n in (10, 20, 50, 19)]  # 20 calls are 19 steps
+    assert rows[3][3:7] == [f"{error:.4f}" for error in errors]
+    assert all(row[-2:] == ["-", "-"] for row in rows[2:]) and "takes a checkout" in told.out
+    kept = json.loads((tmp_path / "new" / "e.json").read_text())
+    assert [row["sampler"] for row in kept["rows"]] == list(few) and kept["spacing"] == "trailing"
+    assert f"{kept['rows'][0]['walks'][0][2]:.4f}" == rows[2][3]
+    assert Image.open(tmp_path / "new" / "e.png").size == (950, 500)
+    with pytest.raises(SystemExit):
+        main(["bench"])

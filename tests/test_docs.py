@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+import minidiff as md
 from minidiff.course import find, tasks
+from minidiff.evaluation import benchmark
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -58,3 +61,23 @@ def test_the_map_leads_from_concept_to_file_chapter_exercise_and_test():
 def test_the_tables_are_read_as_meant():
     assert rows("conventions.md")[0][0] == "values of an image"
     assert all(len(cells) == 6 for cells in rows("map.md"))
+
+
+def test_your_own_sampler_works_as_the_page_says(capsys):
+    """The page's code is run as it stands, in order; `pipe` is a Stable Diffusion small enough for a test."""
+    torch.manual_seed(0)
+    unet = md.UNet(4, 4, (16, 32), (True, False), layers=1, context_dim=24).eval()
+    vae, text = md.VAE(channels=(16, 32), layers=1, groups=None), md.CLIPText(dim=24, layers=1, heads=2)
+    recipe = md.pretrained.read_scheduler({"_class_name": "DDIMScheduler", "clip_sample": False})
+    pipe = md.StableDiffusion(unet, vae, text, md.Tokenizer.clip(), recipe, size=16)
+    pipe.progress = False
+    room = {"pipe": pipe}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "samplers.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "samplers.md", "exec"), room)
+    calls, order, error = capsys.readouterr().out.split()
+    said = re.search(r"# (\d+) calls, order ([\d.]+), error ([\d.]+)", blocks[1]).groups()
+    assert [calls, f"{float(order):.2f}", f"{float(error):.4f}"] == list(said)
+    assert room["x"].shape == (8, 1) and room["image"].shape == (1, 3, 16, 16)
+    assert "corrected" not in benchmark.SAMPLERS  # nobody was told of it

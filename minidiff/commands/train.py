@@ -2,6 +2,7 @@
 
   python -m minidiff train --data shapes --out runs/shapes
   python -m minidiff train --data zalando-datasets/fashion_mnist --size 32 --minutes 15 --out runs/fashion
+  python -m minidiff train --data shapes --net dit --out runs/dit
 
 Writes the averaged weights (model.safetensors, config.json), loss.png, losses.csv, and a grid of samples every so often.
 With --minutes the number of steps is found by timing the first ones, printed, and kept in config.json: --steps with that
@@ -17,7 +18,7 @@ import torch
 from .. import plot
 from ..data import Images, batches
 from ..diffusion import diffusion_loss
-from ..nets import UNet, drop_labels
+from ..nets import DiT, UNet, drop_labels
 from ..pipelines import ClassToImage
 from ..pipelines.class_to_image import make_schedule
 from ..training import TrainConfig, Trainer
@@ -26,6 +27,7 @@ from ..training.trainer import OPTIMIZERS
 from .common import device_argument, fast_in_bf16, open_data, pick_device
 
 NAME, HELP = "train", "train a model on images"
+PATCH = {"unet": 2, "dit": 4}  # pixels per side
 OPTIONS = ("optimizer", "lr", "warmup", "decay", "accumulate", "ema", "seed", "every")  # that go to TrainConfig as they are
 
 
@@ -40,10 +42,14 @@ def arguments(parser):
     data.add_argument("--limit", type=int, default=None, help="use so many images only")
     data.add_argument("--flip", action="store_true", help="mirror images at random")
     net = parser.add_argument_group("network")
-    net.add_argument("--channels", type=numbers, default=(32, 64, 128), help="width of each stage")
-    net.add_argument("--attention", type=numbers, default=(0, 1, 1), help="1 for each stage that attends")
-    net.add_argument("--layers", type=int, default=1, help="residual blocks per stage")
-    net.add_argument("--patch", type=int, default=2, help="pixels per side folded into channels; 1 is finest and 4x dearer")
+    net.add_argument("--net", choices=tuple(PATCH), default="unet", help="a U-Net, or a plain transformer over patches")
+    net.add_argument("--channels", type=numbers, default=(32, 64, 128), help="unet: width of each stage")
+    net.add_argument("--attention", type=numbers, default=(0, 1, 1), help="unet: 1 for each stage that attends")
+    net.add_argument("--layers", type=int, default=1, help="unet: residual blocks per stage")
+    net.add_argument("--dim", type=int, default=192, help="dit: width of a token")
+    net.add_argument("--depth", type=int, default=6, help="dit: transformer blocks")
+    net.add_argument("--patch", type=int, default=None,
+                     help="pixels per side folded into one place: 2 in a unet and 4 in a dit, if not said; half is 4x dearer")
     net.add_argument("--condition", choices=("add", "concat", "none"), default="add", help="how the class enters")
     process = parser.add_argument_group("diffusion")
     process.add_argument("--schedule", choices=("linear", "scaled_linear", "cosine", "flow"), default="flow")
@@ -106,12 +112,17 @@ def build(args, images: Images) -> ClassToImage:
     if images.labels is None and args.condition != "none":
         raise ValueError("these images have no labels: sort them into a folder per class, or pass --condition none")
     classes = [] if args.condition == "none" else images.classes or [str(i) for i in range(int(images.labels.max()) + 1)]
-    channels = images.pixels.shape[1]
+    channels, patch = images.pixels.shape[1], args.patch or PATCH[args.net]
     torch.manual_seed(args.seed)
-    net = UNet(
-        channels, channels, args.channels, tuple(bool(a) for a in args.attention), args.layers, patch=args.patch, shortcut=True,
-        num_classes=len(classes) or None, class_channels=4 if args.condition == "concat" else 0,
-    )  # fmt: skip
+    if args.net == "dit":
+        if args.condition == "concat":
+            raise ValueError("--condition concat lays the class beside the image of a unet: a dit takes add or none")
+        net = DiT(channels, channels, args.size, patch, args.dim, args.depth, num_classes=len(classes) or None)
+    else:
+        net = UNet(
+            channels, channels, args.channels, tuple(bool(a) for a in args.attention), args.layers, patch=patch, shortcut=True,
+            num_classes=len(classes) or None, class_channels=4 if args.condition == "concat" else 0,
+        )  # fmt: skip
     if args.size % net.stride:
         raise ValueError(f"--size {args.size} does not divide by this network's stride of {net.stride}: "
                          f"take --size {-(-args.size // net.stride) * net.stride}")

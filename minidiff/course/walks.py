@@ -79,3 +79,14 @@ def path(f, denoise, x, levels, **options):
 def end(f, denoise, x, levels):
     """Where a walk without chance ends."""
     return states(f(denoise, x, levels))[-1][0]
+
+
+def twice(f, *args, **options):
+    """A walk without chance, and whether the next one is the same: nothing that one remembers may outlive it."""
+    first = path(f, *args, **options)
+    try:
+        same = path(f, *args, **options)["x"].equal(first["x"])
+    except Exception:  # noqa: BLE001  as from two answers at one node: the first walk came through, so it is the memory
+        same = False
+    outlived = "another one: what the first remembered outlives it, in a default argument (`past=[]`) or outside the function"
+    return {"a second walk": "the same" if same else outlived} | first

@@ -12,7 +12,7 @@ from zero terminal SNR, begins with a plain step of DDIM and gathers its memory 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -51,8 +51,7 @@ def lms(denoise: Denoiser, x: Tensor, levels: list[Level], order: int = 4) -> It
         else:
             past = [(here.sigma / here.alpha, estimate.eps), *past][:order]
             weights = adams_bashforth([s for s, _ in past], there.sigma / there.alpha)
-            eps = sum(w * eps for w, (_, eps) in zip(weights, past, strict=True))
-            x = step_by(x, eps, "eps", here, there)
+            x = step_by(x, blend(weights, [eps for _, eps in past]), "eps", here, there)
         yield State(x, estimate.x0, there)
 
 
@@ -68,6 +67,14 @@ def adams_bashforth(nodes: list[float], end: float) -> list[float]:
         return math.prod((s - nodes[k]) / (nodes[j] - nodes[k]) for k in range(len(nodes)) if k != j)
 
     return [(lagrange(j, middle - reach) + lagrange(j, middle + reach)) / 2 for j in range(len(nodes))]
+
+
+def blend(weights: Sequence[float], answers: list[Tensor]) -> Tensor:
+    """The weighted sum of the answers, in place: a multistep sampler spends most of its own time here."""
+    total = weights[0] * answers[0]
+    for weight, answer in zip(weights[1:], answers[1:], strict=True):
+        total.add_(answer, alpha=weight)
+    return total
 
 
 @torch.no_grad()
@@ -94,7 +101,7 @@ def plms(denoise: Denoiser, x: Tensor, levels: list[Level], *, blends: str = "ep
                 ahead = ddim_step(x, estimate, here, there)
                 answer = (past[0] + target(*denoise(ahead, there), there, blends)) / 2
             else:
-                answer = sum(w * old for w, old in zip(ADAMS_BASHFORTH[len(past) - 1], past, strict=True))
+                answer = blend(ADAMS_BASHFORTH[len(past) - 1], past)
             x = step_by(x, answer, blends, here, there)
         yield State(x, estimate.x0, there)
 

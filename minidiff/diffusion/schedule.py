@@ -149,7 +149,7 @@ class Schedule:
         t is T * sigma itself, so every t in [0, T] is a level. Raises ValueError for a t outside the schedule.
         """
         top = len(self) if self.kind == "flow" else len(self) - 1
-        times = torch.as_tensor(t, device="cpu").double()
+        times = torch.as_tensor(t, device="cpu", dtype=torch.float64)
         if times.numel() == 0 or not ((times >= 0) & (times <= top)).all():  # NaN fails here too
             raise ValueError(f"t = {t} is outside the schedule, which runs from 0 to {top}; the clean image is CLEAN")
         if self.kind == "flow":
@@ -235,7 +235,7 @@ def _rows(T: int, n: int, spacing: str, offset: int) -> list[int]:
     if spacing == "leading":
         rows = [i * (T // n) + offset for i in reversed(range(n))]
     elif spacing == "trailing":
-        rows = [round(T - i * T / n) - 1 for i in range(n)]
+        rows = [round(t) - 1 for t in np.arange(T, 0, -T / n)[:n]]  # ties fall as they do in diffusers
     elif spacing == "linspace":
         rows = [round(i * ((T - 1) / (n - 1))) for i in reversed(range(n))] if n > 1 else [T - 1]
     else:

@@ -26,13 +26,16 @@ from .blocks import (
     UpSample,
 )
 from .clip import CLIPText
+from .dit import DiT, DiTBlock, FinalLayer, Modulation, PatchEmbedding
 from .embeddings import ClassEmbedding, TimeEmbedding, drop_labels, sinusoidal
+from .mmdit import JointAttention, JointBlock, MMDiT
 from .unet import UNet
 from .vae import VAE, Gaussian
 
 __all__ = [
-    "GSC", "VAE", "Attention", "BasicTransformerBlock", "CLIPText", "ClassEmbedding", "CrossAttention",
-    "CrossAttnDownBlock", "CrossAttnMidBlock", "CrossAttnUpBlock", "DownBlock", "DownSample", "FeedForward", "Gaussian",
-    "Memory", "MidBlock", "ResNetBlock", "SelfAttention", "SpatialAttention", "SpatialTransformer", "TimeEmbedding", "UNet",
-    "UpBlock", "UpSample", "attention_maps", "drop_labels", "group_norm", "remembering", "sinusoidal",
+    "GSC", "VAE", "Attention", "BasicTransformerBlock", "CLIPText", "ClassEmbedding", "CrossAttention", "CrossAttnDownBlock",
+    "CrossAttnMidBlock", "CrossAttnUpBlock", "DiT", "DiTBlock", "DownBlock", "DownSample", "FeedForward", "FinalLayer",
+    "Gaussian", "JointAttention", "JointBlock", "MMDiT", "Memory", "MidBlock", "Modulation", "PatchEmbedding", "ResNetBlock",
+    "SelfAttention", "SpatialAttention", "SpatialTransformer", "TimeEmbedding", "UNet", "UpBlock", "UpSample",
+    "attention_maps", "drop_labels", "group_norm", "remembering", "sinusoidal",
 ]  # fmt: skip

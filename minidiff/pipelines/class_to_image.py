@@ -1,4 +1,4 @@
-"""From a class label to a picture: the smallest whole model, a U-Net on pixels and the schedule it was trained on."""
+"""From a class label to a picture: the smallest whole model, a U-Net or DiT on pixels and the schedule it was trained on."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..diffusion import Schedule, State, classifier_free, clipped, ddim, denoiser
 from ..diffusion.samplers import draws, randn_like
-from ..nets import UNet
+from ..nets import DiT, UNet
 from ..training import load, save
 
 
@@ -18,7 +18,7 @@ class ClassToImage:
     Without classes, labels only say how many images to draw.
     """
 
-    def __init__(self, net: UNet, schedule: dict, predicts: str, size: int, classes: list[str]):
+    def __init__(self, net: UNet | DiT, schedule: dict, predicts: str, size: int, classes: list[str]):
         self.net, self.predicts, self.size, self.classes = net, predicts, size, classes
         self.schedule_config = schedule
         self.schedule = make_schedule(**schedule)

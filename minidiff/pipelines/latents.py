@@ -1,4 +1,4 @@
-"""Between pictures and what the U-Net sees of them: the VAE's latents, shifted and scaled to about unit variance.
+"""Between pictures and what the network sees of them: the VAE's latents, shifted and scaled to about unit variance.
 
     latent = (z - vae.shift) * vae.scale,    z drawn from vae.encode(image)          (Rombach et al. 2022, appendix G)
 """

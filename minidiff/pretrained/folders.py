@@ -13,6 +13,7 @@ from torch import Tensor
 from ..training.checkpoint import read_json
 
 STEMS = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call the file of weights
+UNREAD = ("safety_checker/*", "text_encoder_3/*", "tokenizer_3/*", "text_encoders/*")  # the last three: 9 GB and more of T5
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HINT = "name a folder in the format of diffusers: model_index.json, and a folder per part with config.json and safetensors"
 
@@ -64,7 +65,7 @@ def find(name: str | Path, variant: str | None = None) -> Path:
     others = [] if variant else ["*/*.fp16.*", "*/*.fp16-*", "*/*non_ema*"]
     try:
         return Path(snapshot_download(str(name), allow_patterns=["model_index.json", "*/*.json", "*/*.txt", *weights],
-                                      ignore_patterns=["safety_checker/*", *others]))  # fmt: skip
+                                      ignore_patterns=[*UNREAD, *others]))  # fmt: skip
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise FileNotFoundError(f'"{name}" is no folder here, and the hub did not give it ({why})') from error

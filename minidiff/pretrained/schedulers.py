@@ -7,13 +7,15 @@ that is slightly different.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..diffusion import CLEAN, Level, Sampler, Schedule, ddim, ddpm, dpmpp_2m, euler, heun, lms, plms
+from ..diffusion import CLEAN, Level, Sampler, Schedule, ddim, ddpm, euler, euler_ancestral, heun
+from ..diffusion.multistep import dpmpp_2m, dpmpp_2m_sde, lms, plms
+from ..diffusion.schedule import karras
 
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
@@ -32,6 +34,9 @@ CLASSES = {
         "final_sigmas_type": "zero", "rescale_betas_zero_snr": False,
         "interpolation_type": "linear", "timestep_type": "discrete",
     }),
+    "EulerAncestralDiscreteScheduler": (euler_ancestral, COMMON | {
+        "timestep_spacing": "linspace", "rescale_betas_zero_snr": False,
+    }),
     "DPMSolverMultistepScheduler": (dpmpp_2m, COMMON | RATIO | {
         "final_sigmas_type": "zero", "rescale_betas_zero_snr": False, "thresholding": False, "variance_type": None,
         "solver_order": 2, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "lambda_min_clipped": -math.inf,
@@ -39,25 +44,32 @@ CLASSES = {
         "use_lu_lambdas": False, "use_flow_sigmas": False, "use_dynamic_shifting": False,
     }),
 }  # fmt: skip
-CLASS_OF = {sampler: name for name, (sampler, _) in CLASSES.items()}
+CLASS_OF = {sampler: name for name, (sampler, _) in CLASSES.items()} | {dpmpp_2m_sde: "DPMSolverMultistepScheduler"}
+BY_RATIO = (lms, euler, euler_ancestral, heun)  # their classes carry x/alpha, and read sigma/alpha between two timesteps
+FLOW = "FlowMatchEulerDiscreteScheduler"  # SD3's: it has no beta and no spacing, and whichever sampler walks, its levels stay
+FLOW_DEFAULTS = {"num_train_timesteps": 1000, "shift": 1.0} | dict.fromkeys((  # what is False here has to be
+    "use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "shift_terminal",
+    "stochastic_sampling"), False)  # fmt: skip
 
 # What we can honour where it is not everything: of the levels, whichever class is to walk them; and of a class's own steps.
 WALKS = {
     "timestep_spacing": ("leading", "trailing", "linspace"), "final_sigmas_type": ("zero", "sigma_min"),
-    "use_karras_sigmas": (False,), "use_exponential_sigmas": (False,), "use_beta_sigmas": (False,), "use_lu_lambdas": (False,),
+    "use_exponential_sigmas": (False,), "use_beta_sigmas": (False,), "use_lu_lambdas": (False,),
     "use_flow_sigmas": (False,), "use_dynamic_shifting": (False,), "interpolation_type": ("linear",),
     "timestep_type": ("discrete",), "lambda_min_clipped": (-math.inf,),
 }  # fmt: skip
 STEPS = {
     "prediction_type": tuple(PREDICTS), "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "thresholding": (False,), "variance_type": ("fixed_small", "fixed_small_log"), "skip_prk_steps": (True,),
-    "solver_order": (2,), "algorithm_type": ("dpmsolver++",), "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+    "solver_order": (2,), "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
 }  # fmt: skip
 
 # Keys that change nothing: details of settings refused above, of classes not read here, and of the files of 2022.
 ASLEEP = {"dynamic_thresholding_ratio", "sample_max_value", "sigma_min", "sigma_max", "flow_shift", "time_shift_type",
-          "predict_x0", "disable_corrector", "solver_p", "shift_terminal", "tensor_format", "timestep_values"}  # fmt: skip
-KNOWN = ASLEEP.union(*(defaults for _, defaults in CLASSES.values()))
+          "predict_x0", "disable_corrector", "solver_p", "shift_terminal", "tensor_format", "timestep_values",
+          "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}  # fmt: skip
+KNOWN = ASLEEP.union(FLOW_DEFAULTS, *(defaults for _, defaults in CLASSES.values()))
 
 
 @dataclass(frozen=True)
@@ -79,18 +91,24 @@ class Recipe:
         sampler: None is the recipe's own; one that is not of this library walks the own one's levels. A step of theirs
         that leads from t = 0 to t = 0 is left out. Their faults are not repeated: linspace with n = 1 starts at the clean
         end, trailing with some n (61, 103, ...) adds a step from t = -1, DDIM and PNDM step to t - T // n even where the
-        next timestep is another, and PNDM, LMS and Heun forget rescale_betas_zero_snr: the schedule is always ours.
-        Raises ValueError for n outside 1 ... T, and for a spacing in the config that we do not know.
+        next timestep is another, DPM++ cuts the t of a Karras walk on the cosine schedule instead of rounding it, and PNDM, LMS
+        and Heun forget rescale_betas_zero_snr: the schedule is always ours.
+        Raises ValueError for n outside 1 ... T, and for a walk in the config that we do not know.
         """
         sampler, config = self._of(sampler)
         spacing, offset, T = config["timestep_spacing"], config["steps_offset"], len(self.schedule)
+        if config.get("use_karras_sigmas") and sampler is dpmpp_2m:  # over the whole table, and told in whole numbers
+            return [replace(level, t=round(level.t)) for level in self.schedule.levels(n, "karras")]
         walk = self.schedule.levels(n, spacing, offset, last=None)
         if sampler is dpmpp_2m and spacing != "trailing":  # this class lays out one more, and drops the one that is at t = 0
             walk = self.schedule.levels(n + 1, spacing, offset, last=None)[:-1]
-        if sampler in (lms, euler, heun, dpmpp_2m):
+        if sampler in (*BY_RATIO, dpmpp_2m):
             fractional = spacing == "linspace" and sampler is not dpmpp_2m
             times = torch.linspace(T - 1, 0, n, dtype=torch.float64).tolist() if fractional else [level.t for level in walk]
             walk = [self._by_ratio(t) for t in times]
+        if config.get("use_karras_sigmas"):  # between the ends of that walk
+            first, last = (level.sigma / level.alpha for level in (walk[0], walk[-1]))
+            walk = [self.schedule.at_ratio(s) for s in karras(first, last, n)]
         if config.get("set_alpha_to_one", config.get("final_sigmas_type", "zero") == "zero"):
             return [*walk, CLEAN]
         return [*walk, self.schedule.at(0)] if walk[-1].t else walk
@@ -98,10 +116,10 @@ class Recipe:
     def start(self, noise: Tensor, level: Level, sampler: Sampler | None = None) -> Tensor:
         """x (B, ...) at `level`, the first of a walk from noise alone, in the scale that diffusers gives it.
 
-        It is the noise itself, and sigma * noise for Euler, Heun and LMS unless they are spaced "leading".
+        It is the noise itself, and sigma * noise for Euler, ancestral or not, Heun and LMS unless they are spaced "leading".
         """
         sampler, config = self._of(sampler)
-        return level.sigma * noise if sampler in (lms, euler, heun) and config["timestep_spacing"] != "leading" else noise
+        return level.sigma * noise if sampler in BY_RATIO and config["timestep_spacing"] != "leading" else noise
 
     def _of(self, sampler: Sampler | None) -> tuple[Sampler, dict]:
         """The sampler whose class walks, and what this class makes of the config."""
@@ -110,6 +128,12 @@ class Recipe:
         sampler, defaults = CLASSES[name]
         config = _filled(self.config, defaults)
         _refuse(config, WALKS, name)
+        if config.get("use_karras_sigmas"):
+            _refuse(config, {"final_sigmas_type": ("zero",)}, name)
+            _refuse(self.config, {"sigma_min": (None,), "sigma_max": (None,)}, name)
+            if self.schedule.alpha[-1] == 0:
+                raise ValueError(f"scheduler config: use_karras_sigmas = True of {name} cannot be honoured here together with "
+                                 "rescale_betas_zero_snr: at zero SNR sigma/alpha is infinite, and nothing is even from there")
         return sampler, config
 
     def _by_ratio(self, t: float) -> Level:
@@ -120,29 +144,49 @@ class Recipe:
         return Level(t, 1 / math.hypot(1, s), s / math.hypot(1, s))
 
 
+class FlowRecipe(Recipe):
+    """A Recipe for a rectified flow, whose levels are those of its schedule whichever sampler walks."""
+
+    def levels(self, n: int, sampler: Sampler | None = None) -> list[Level]:
+        """The n + 1 levels that FlowMatchEulerDiscreteScheduler walks. Raises ValueError for n outside 1 ... T."""
+        return self.schedule.levels(n)
+
+    def start(self, noise: Tensor, level: Level, sampler: Sampler | None = None) -> Tensor:
+        """x (B, ...) at `level`, the first of a walk from noise alone: sigma is 1 there, so it is the noise."""
+        return noise
+
+
 def read_scheduler(config: dict) -> Recipe:
     """scheduler_config.json of diffusers, as a dict -> Recipe.
 
-    Reads DDPM, DDIM, PNDM (without its Runge-Kutta steps), LMS, Euler, Heun and DPM-Solver++ 2M. A key the file leaves out
-    has the default of its class. Raises ValueError naming key and value for an unknown class or key, and for a setting
-    that would make another picture than ours.
+    Reads DDPM, DDIM, PNDM (without its Runge-Kutta steps), LMS, Euler, ancestral or not, Heun, DPM-Solver++ 2M, ODE or SDE,
+    and Euler of a flow, SD3's. A key the file leaves out has the default of its class. Raises ValueError naming key and
+    value for an unknown class or key, and for a setting that would make another picture than ours.
     """
     name = config.get("_class_name")
-    if name not in CLASSES:
-        raise ValueError(f"scheduler config: _class_name = {name!r} is not read here: take one of {', '.join(CLASSES)}")
+    if name not in (names := [*CLASSES, FLOW]):
+        raise ValueError(f"scheduler config: _class_name = {name!r} is not read here: take one of {', '.join(names)}")
     for key, value in config.items():
         if not key.startswith("_") and key not in KNOWN and value not in (None, False):
             raise ValueError(f"scheduler config: {key} = {value!r} is unknown here; remove it if it does not matter")
+    if name == FLOW:
+        c = _filled(config, FLOW_DEFAULTS)
+        _refuse(c, {key: (False,) for key, off in FLOW_DEFAULTS.items() if off is False}, name)
+        return FlowRecipe(Schedule.flow(c["num_train_timesteps"], c["shift"]), "flow", euler, None, dict(config))
     sampler, defaults = CLASSES[name]
     c = _filled(config, defaults)
-    _refuse(c, WALKS | STEPS | ({"clip_sample": (False,)} if sampler is heun else {}), name)
+    _refuse(c, STEPS | ({"clip_sample": (False,)} if sampler is heun else {}), name)
     if c.get("final_sigmas_type") == "sigma_min":  # at zero the last step is of first order whatever these say
         _refuse(c, {"lower_order_final": (True,), "euler_at_final": (False,)}, name)
     predicts = PREDICTS[c["prediction_type"]]
     if sampler is plms and predicts == "v":
         sampler = partial(plms, blends="v")
+    if c.get("algorithm_type") == "sde-dpmsolver++":
+        sampler = dpmpp_2m_sde
     clip = c["clip_sample_range"] if c.get("clip_sample") else None
-    return Recipe(_schedule(c), predicts, sampler, clip, dict(config))
+    recipe = Recipe(_schedule(c), predicts, sampler, clip, dict(config))
+    recipe._of(None)  # raises now for a walk that cannot be honoured
+    return recipe
 
 
 def _schedule(c: dict) -> Schedule:

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save as to_bytes
 from torch import Tensor, nn
 
-from ..nets import UNet
+from ..nets import DiT, MMDiT, UNet
 
-NETWORKS = {"UNet": UNet}  # what a config.json may name
+NETWORKS = {"UNet": UNet, "DiT": DiT, "MMDiT": MMDiT}  # what a config.json may name
 HINT = "name a folder that `python -m minidiff train` wrote"
 
 
@@ -34,16 +34,18 @@ def save(folder: str | Path, net: nn.Module, **about) -> Path:
 def load(folder: str | Path, device: str = "cpu") -> tuple[nn.Module, dict]:
     """The network of a checkpoint, ready to sample from, and its config.json.
 
-    Raises FileNotFoundError where there is none, ValueError for a class that is not ours or weights that do not fit.
+    A folder that names no class is one of the U-Nets from before there were others. Raises FileNotFoundError where there is
+    no checkpoint, ValueError for a class that is not ours or weights that do not fit.
     """
     folder = Path(folder)
     about = read_json(folder / "config.json")
-    if about.get("class") not in NETWORKS:
-        raise ValueError(f'{folder}/config.json names the network "{about.get("class")}": minidiff has {", ".join(NETWORKS)}')
+    name = about.get("class", "UNet" if "config" in about else None)
+    if name not in NETWORKS:
+        raise ValueError(f'{folder}/config.json names the network "{name}": minidiff has {", ".join(NETWORKS)}')
     try:
-        net = NETWORKS[about["class"]](**about["config"])
+        net = NETWORKS[name](**about["config"])
     except TypeError as error:
-        raise ValueError(f"{folder}/config.json was written for another version of {about['class']}: {error}") from error
+        raise ValueError(f"{folder}/config.json was written for another version of {name}: {error}") from error
     load_weights(net, folder / "model.safetensors")
     return net.to(device).eval(), about
 

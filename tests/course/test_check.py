@@ -53,6 +53,16 @@ def test_a_check_that_accepts_everything_is_noticed():
     assert told.stub and told.caught == 0
 
 
+def test_a_memory_that_outlives_its_walk_is_told():
+    def lms(denoise, x, levels, order=4, past=[]):  # noqa: B006  the mistake in question
+        for state in md.lms(denoise, x + 1e-3 * len(past), levels, order):
+            past.append(state)
+            yield state
+
+    report = check("07.3", lms)
+    assert not report and "outlives it" in str(report)
+
+
 def test_a_task_needs_mistakes_and_hints():
     with pytest.raises(ValueError, match="1 mistakes"):
         dataclasses.replace(ADD, mistakes=ADD.mistakes[:1])

@@ -1,15 +1,12 @@
 import math
 from functools import partial
-from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
 
 from minidiff.diffusion import (
     CLEAN,
     DatasetDenoiser,
-    Estimate,
     GaussianDenoiser,
     Level,
     Schedule,
@@ -18,22 +15,25 @@ from minidiff.diffusion import (
     ddpm,
     denoiser,
     dpmpp_2m,
+    dpmpp_2m_sde,
     euler,
+    euler_ancestral,
     heun,
     invert,
     lms,
     plms,
     sample,
-)  # fmt: skip
-from minidiff.diffusion.multistep import ADAMS_BASHFORTH, adams_bashforth
+)
+from minidiff.diffusion.samplers import draws
 
 LINEAR, FLOW = Schedule.linear(), Schedule.flow()
-ZERO_SNR = Schedule.scaled_linear().zero_terminal_snr()
 GAUSSIAN = GaussianDenoiser(mean=0.0, std=0.5)
 ODE_SAMPLERS = {"ddim": ddim, "euler": euler, "heun": heun, "lms": lms, "lms 1": partial(lms, order=1), "plms": plms,
                 "plms v": partial(plms, blends="v"), "plms flow": partial(plms, blends="flow"),
                 "dpmpp_2m": dpmpp_2m}  # fmt: skip
-each_ode_sampler = pytest.mark.parametrize("sampler", ODE_SAMPLERS.values(), ids=ODE_SAMPLERS)
+STOCHASTIC = {"ddpm": ddpm, "euler_ancestral": euler_ancestral, "dpmpp_2m_sde": dpmpp_2m_sde, "eta 0.5": partial(ddim, eta=0.5)}
+SAMPLERS = ODE_SAMPLERS | STOCHASTIC
+each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 
 
 def walk(sampler, denoise, x, levels, **options):
@@ -126,6 +126,29 @@ def test_dataset_denoiser_is_the_posterior_mean():
     torch.testing.assert_close(0.8 * together.x0[0] + 0.6 * together.eps[0], xt[0], rtol=1e-6, atol=1e-6)
 
 
+def test_blurred_dataset_is_a_mixture(generator):
+    """Against the integral of x0 * p(x0) * p(x_t | x0), summed on a grid."""
+    data, std = torch.tensor([[-1.0], [0.2], [0.2], [1.5]], dtype=torch.float64), 0.3
+    x0 = torch.linspace(-6, 6, 40_001, dtype=torch.float64)
+    prior = torch.exp(-((x0 - data) ** 2) / (2 * std**2)).sum(0)
+    xt = torch.tensor([[-2.0], [0.1], [0.7], [3.0]], dtype=torch.float64)
+    for level in (Level(0, 0.8, 0.6), LINEAR.at(5), LINEAR.at(900), FLOW.at(1000)):
+        weight = prior * torch.exp(-((xt - level.alpha * x0) ** 2) / (2 * level.sigma**2))
+        estimate = DatasetDenoiser(data, std=std)(xt, level)
+        torch.testing.assert_close(estimate.x0[:, 0], (weight * x0).sum(1) / weight.sum(1), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(add_noise(*estimate, level), xt, rtol=1e-9, atol=1e-9)
+
+
+def test_one_blurred_image_is_a_gaussian(generator):
+    image = torch.randn(1, 2, 3, generator=generator, dtype=torch.float64)
+    xt = torch.randn(4, 2, 3, generator=generator, dtype=torch.float64)
+    for level in (LINEAR.at(3), LINEAR.at(700), FLOW.at(1000), LINEAR.at(torch.tensor([1, 50, 700, 999])), CLEAN):
+        got, wanted = DatasetDenoiser(image, std=0.4)(xt, level), GaussianDenoiser(image[0], 0.4)(xt, level)
+        torch.testing.assert_close(got.x0, wanted.x0, rtol=1e-9, atol=1e-9)
+        if level is not CLEAN:
+            torch.testing.assert_close(got.eps, wanted.eps, rtol=1e-9, atol=1e-9)
+
+
 def test_gaussian_denoiser_is_the_limit_of_a_large_dataset(generator):
     data = 0.3 + 0.5 * torch.randn(200_000, 1, generator=generator)
     xt = torch.tensor([[-1.0], [0.0], [1.5]])
@@ -147,27 +170,64 @@ def test_exact_denoisers_at_the_clean_end():
 def test_walks_keep_no_gradients_and_leave_yours_alone(generator):
     net = torch.nn.Conv2d(1, 1, 1)
     x, levels = torch.randn(1, 1, 2, 2, generator=generator), LINEAR.levels(3)
-    for sampler in (ddpm, invert, *ODE_SAMPLERS.values()):
+    for sampler in (invert, *SAMPLERS.values()):
         for state in sampler(denoiser(lambda xt, t: net(xt)), x, levels):
             assert not state.x.requires_grad and torch.is_grad_enabled()
 
 
-@each_ode_sampler
+@each_sampler
+def test_levels_that_are_no_walk_are_named(sampler, generator):
+    asked, x = [], torch.randn(2, 1, generator=generator)
+
+    def spy(xt, level):
+        asked.append(level)
+        return GAUSSIAN(xt, level)
+
+    levels = LINEAR.levels(5)
+    swapped = [levels[0], levels[2], levels[1], *levels[3:]]
+    for wrong in (levels[::-1], FLOW.levels(5)[::-1], [levels[0], levels[0], CLEAN], swapped):
+        with pytest.raises(ValueError, match="noisy to clean.*invert"):
+            walk(sampler, spy, x, wrong)
+    for wrong in ([], [CLEAN]):
+        with pytest.raises(ValueError, match="at least two levels"):
+            walk(sampler, spy, x, wrong)
+    assert not asked  # before any work is lost
+
+
+@each_sampler
+def test_eps_at_zero_snr_is_refused(sampler):
+    """There x_t is noise alone, and what noise it is says nothing of x0."""
+    x = torch.ones(2, 1)
+    for schedule in (FLOW, Schedule.scaled_linear().zero_terminal_snr()):
+        with pytest.raises(ValueError, match="alpha is 0 at this level.*predicts='v'"):
+            walk(sampler, denoiser(lambda xt, t: xt, "eps"), x, schedule.levels(5, "trailing"))
+        for predicts in ("v", "x0", "flow"):
+            assert walk(sampler, denoiser(lambda xt, t: xt, predicts), x, schedule.levels(5, "trailing")).isfinite().all()
+
+
+def test_who_draws_takes_a_generator(generator):
+    x, levels = torch.randn(3, 1, generator=generator), LINEAR.levels(5)
+    for sampler in SAMPLERS.values():
+        same = walk(sampler, GAUSSIAN, x, levels).equal(walk(sampler, GAUSSIAN, x, levels))
+        assert same == (sampler not in STOCHASTIC.values())
+        if draws(sampler):
+            ends = [walk(sampler, GAUSSIAN, x, levels, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+            assert ends[0].equal(ends[1])
+    assert all(draws(sampler) for sampler in STOCHASTIC.values()) and draws(ddim) and draws(dpmpp_2m)
+    assert not any(draws(sampler) for sampler in (euler, heun, lms, plms, partial(lms, order=2)))
+
+
+@each_sampler
 def test_states_say_where_the_walk_stands(sampler, generator):
     levels = LINEAR.levels(5)
     states = list(sampler(GAUSSIAN, torch.randn(2, 1, generator=generator), levels))
     assert [state.level for state in states] == levels[1:]
-    if sampler in (ddim, euler, heun, dpmpp_2m):
+    if sampler in (ddim, euler, heun, dpmpp_2m, *STOCHASTIC.values()):
         torch.testing.assert_close(states[-1].x, states[-1].x0)  # at CLEAN x is the last estimate itself
 
 
 def test_bad_input_is_named(generator):
     x = torch.randn(2, 1, generator=generator)
-    for sampler in (ddpm, *ODE_SAMPLERS.values()):
-        with pytest.raises(ValueError, match="noisy to clean"):
-            walk(sampler, GAUSSIAN, x, LINEAR.levels(5)[::-1])
-        with pytest.raises(ValueError, match="at least two levels"):
-            walk(sampler, GAUSSIAN, x, [CLEAN])
     for order in (0, 5, 2.5):
         with pytest.raises(ValueError, match=f"order = {order}"):
             walk(lms, GAUSSIAN, x, LINEAR.levels(5), order=order)
@@ -177,176 +237,9 @@ def test_bad_input_is_named(generator):
         list(invert(GAUSSIAN, x, [CLEAN, CLEAN]))
     with pytest.raises(ValueError, match="std"):
         GaussianDenoiser(std=0)
+    with pytest.raises(ValueError, match="std = -0.1"):
+        DatasetDenoiser(torch.zeros(3, 2), std=-0.1)
     with pytest.raises(ValueError, match="empty"):
         DatasetDenoiser(torch.zeros(0, 2))
     with pytest.raises(ValueError, match="dataset of"):
         DatasetDenoiser(torch.zeros(3, 2))(x, LINEAR.at(5))
-
-
-# ---- the fast samplers ----------------------------------------------------------------------------------------------
-
-
-class Spy:
-    """An exact denoiser, and a diary of what it was asked and what it answered."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, xt, level):
-        estimate = GaussianDenoiser(mean=0.3, std=0.5)(xt, level)
-        self.calls.append((xt, level, estimate))
-        return estimate
-
-
-def by_slope(x, eps, here, there):
-    """x_there/alpha_there = x/alpha + (s_there - s) * eps, letter by letter."""
-    return there.alpha * (x / here.alpha + (there.sigma / there.alpha - here.sigma / here.alpha) * eps)
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("schedule", [FLOW, Schedule.cosine()], ids=["flow", "cosine"])
-@pytest.mark.parametrize("name, order", [
-    ("euler", 1), ("heun", 2), ("dpmpp_2m", 2), ("plms", 2), ("lms 1", 1), ("plms v", 1),
-])  # fmt: skip
-def test_order_of_convergence(name, order, schedule, generator):
-    assert measured_order(ODE_SAMPLERS[name], schedule, generator) == pytest.approx(order, abs=0.1)
-
-
-@pytest.mark.parametrize("schedule", [LINEAR, FLOW, Schedule.cosine()], ids=["linear", "flow", "cosine"])
-def test_lms_gains_an_order_with_every_answer(schedule, generator):
-    second, fourth = (measured_order(partial(lms, order=n), schedule, generator) for n in (2, 4))
-    assert second == pytest.approx(2, abs=0.12)
-    assert fourth > 2.1  # not 4 in the limit: its first step is Euler's
-
-
-def measured_order(sampler, schedule, generator):
-    x, steps = torch.randn(50, 1, generator=generator, dtype=torch.float64), (64, 256)
-    errors = []
-    for n in steps:
-        levels = [schedule.at(t) for t in torch.linspace(900, 100, n + 1, dtype=torch.float64).tolist()]
-        errors.append((walk(sampler, GAUSSIAN, x, levels) - exact_ddim(x, levels)).abs().max().item())
-    return math.log(errors[0] / errors[1]) / math.log(steps[1] / steps[0])
-
-
-@pytest.mark.parametrize("name, error", [("euler", 0.12), ("heun", 0.07), ("lms", 0.003), ("plms", 0.04), ("plms flow", 0.04),
-                                         ("dpmpp_2m", 0.07), ("plms v", 0.1)])  # fmt: skip
-@pytest.mark.parametrize("schedule", [FLOW, ZERO_SNR], ids=["flow", "zero snr"])
-def test_walks_from_alpha_0_arrive(name, error, schedule, generator):
-    x = torch.randn(200, 1, generator=generator).clamp(-2, 2)
-    levels = schedule.levels(50, None if schedule is FLOW else "trailing")
-    assert levels[0].alpha == 0
-    assert (walk(ODE_SAMPLERS[name], GAUSSIAN, x, levels) - exact_ddim(x, levels)).abs().max() < error
-
-
-@pytest.mark.parametrize("sampler", [heun, lms, plms, dpmpp_2m])
-def test_from_alpha_0_the_first_step_is_ddims_and_is_forgotten(sampler, generator):
-    """What was said where s is infinite lies on no polynomial, so the walk goes on as if it began a level later."""
-    x, levels = torch.randn(4, 1, generator=generator, dtype=torch.float64), FLOW.levels(20)
-    states, plain = list(sampler(GAUSSIAN, x, levels)), list(ddim(GAUSSIAN, x, levels))
-    close(states[0].x, plain[0].x)
-    close(states[-1].x, walk(sampler, GAUSSIAN, plain[0].x, levels[1:]))
-
-
-@given(
-    st.sampled_from(sorted(ODE_SAMPLERS.keys() - {"plms v"})), st.sampled_from(["linear", "cosine", "flow", "zero snr"]),
-    st.sampled_from(["leading", "trailing", "linspace"]), st.integers(1, 25), st.booleans(), st.integers(0, 99),
-)  # fmt: skip
-def test_who_is_told_the_truth_arrives_at_it(sampler, schedule, spacing, n, clean, seed):
-    g = torch.Generator().manual_seed(seed)
-    truth = Estimate(*(torch.randn(2, 3, generator=g, dtype=torch.float64) for _ in range(2)))
-    schedule = {"linear": LINEAR, "cosine": Schedule.cosine(), "flow": FLOW, "zero snr": ZERO_SNR}[schedule]
-    levels = schedule.levels(n, spacing, last=CLEAN if clean else Level(0, 1.0, 1e-4))
-    for state in ODE_SAMPLERS[sampler](lambda xt, level: truth, add_noise(*truth, levels[0]), levels):
-        torch.testing.assert_close(state.x, add_noise(*truth, state.level), rtol=1e-9, atol=1e-9)
-    assert state.level == levels[-1]
-
-
-def test_blending_v_misses_even_a_truth_that_it_is_told(generator):
-    """What diffusers' PNDM does with a v-network: v of an older level is no v of this one."""
-    truth = Estimate(*torch.randn(2, 4, 1, generator=generator, dtype=torch.float64))
-    levels = LINEAR.levels(10)
-    ends = [walk(plms, lambda xt, level: truth, add_noise(*truth, levels[0]), levels, blends=kind) for kind in ("eps", "v")]
-    misses = [(end - truth.x0).abs().max() for end in ends]
-    assert misses[0] < 1e-9 and misses[1] > 0.1
-
-
-def test_eulers_step_is_the_tangent(generator):
-    x, spy = torch.randn(3, 1, generator=generator, dtype=torch.float64), Spy()
-    levels = LINEAR.levels(6)
-    for state, (xt, here, estimate), there in zip(euler(spy, x, levels), spy.calls, levels[1:], strict=False):
-        close(state.x, by_slope(xt, estimate.eps, here, there))
-    assert len(spy.calls) == 6
-
-
-def test_heuns_slope_is_the_mean_of_two(generator):
-    x, spy, levels = torch.randn(3, 1, generator=generator, dtype=torch.float64), Spy(), LINEAR.levels(4)
-    states = list(heun(spy, x, levels))
-    asked = [level for _, level, _ in spy.calls]
-    assert asked == [levels[0], levels[1], levels[1], levels[2], levels[2], levels[3], levels[3]]  # and never CLEAN
-    (xt, here, first), (ahead, there, second) = spy.calls[:2]
-    close(ahead, by_slope(xt, first.eps, here, there))
-    close(states[0].x, by_slope(xt, (first.eps + second.eps) / 2, here, there))
-    close(states[0].x0, first.x0)
-
-
-def test_adams_bashforth_is_the_integral_of_the_polynomial():
-    nodes, end, powers = [7.0, 8.5, 12.0, 13.0], 5.0, range(4)
-    for n in (1, 2, 3, 4):
-        weights = adams_bashforth(nodes[:n], end)
-        assert sum(weights) == pytest.approx(1)
-        for p in powers[:n]:
-            mean = (end ** (p + 1) - nodes[0] ** (p + 1)) / (p + 1) / (end - nodes[0])
-            assert sum(w * s**p for w, s in zip(weights, nodes, strict=False)) == pytest.approx(mean, rel=1e-12)
-        assert adams_bashforth([7.0, 8.0, 9.0, 10.0][:n], 6.0) == pytest.approx(ADAMS_BASHFORTH[n - 1], rel=1e-12)
-
-
-def test_lms_is_its_integral(generator):
-    """Two answers: the straight line through them, integrated from s to s_there."""
-    x, spy, levels = torch.randn(3, 1, generator=generator, dtype=torch.float64), Spy(), LINEAR.levels(5)
-    states = list(lms(spy, x, levels, order=2))
-    for k in range(1, 5):
-        (_, before, past), (xt, here, now) = spy.calls[k - 1 : k + 1]
-        s_before, s, s_there = (level.sigma / level.alpha for level in (before, here, levels[k + 1]))
-        slope = (now.eps - past.eps) / (s - s_before)
-        integral = (s_there - s) * now.eps + slope * (s_there - s) ** 2 / 2
-        close(states[k].x, levels[k + 1].alpha * (xt / here.alpha + integral))
-    assert len(spy.calls) == 5
-
-
-def test_plms_is_its_weights(generator):
-    x, spy, levels = torch.randn(3, 1, generator=generator, dtype=torch.float64), Spy(), LINEAR.levels(8)
-    states = list(plms(spy, x, levels))
-    (xt, here, first), (ahead, there, second) = spy.calls[:2]
-    assert [level for _, level, _ in spy.calls] == [levels[0], levels[1], *levels[1:-1]]
-    close(ahead, by_slope(xt, first.eps, here, there))
-    close(states[0].x, by_slope(xt, (first.eps + second.eps) / 2, here, there))
-    del spy.calls[1]  # looked ahead, not remembered
-    e = [estimate.eps for _, _, estimate in spy.calls]
-    blends = {1: (3 * e[1] - e[0]) / 2, 2: (23 * e[2] - 16 * e[1] + 5 * e[0]) / 12}
-    blends |= {k: (55 * e[k] - 59 * e[k - 1] + 37 * e[k - 2] - 9 * e[k - 3]) / 24 for k in (3, 4, 5, 6, 7)}
-    for k, eps in blends.items():
-        close(states[k].x, by_slope(spy.calls[k][0], eps, levels[k], levels[k + 1]))
-    one = Spy()
-    close(walk(plms, one, x, levels[-2:]), one.calls[0][2].x0)  # a walk of one step does not ask where it ends
-    assert len(one.calls) == 1
-
-
-@pytest.mark.parametrize("steps", [6, 14, 15, 20])
-@pytest.mark.parametrize("last", [CLEAN, Level(0, 0.9999, 0.0141)], ids=["clean", "not clean"])
-def test_dpmpp_2m_is_algorithm_2(steps, last, generator):
-    x, spy = torch.randn(3, 1, generator=generator, dtype=torch.float64), Spy()
-    levels = LINEAR.levels(steps, "trailing", last=last)
-    states = list(dpmpp_2m(spy, x, levels))
-    lam = [math.log(level.alpha / level.sigma) if level.sigma else math.inf for level in levels]
-    for k, (here, there) in enumerate(pairwise(levels)):
-        xt, _, now = spy.calls[k]
-        D = now.x0
-        if 0 < k < steps - 1 or (k == steps - 1 and last is not CLEAN and steps >= 15):
-            h, r = lam[k + 1] - lam[k], (lam[k] - lam[k - 1]) / (lam[k + 1] - lam[k])
-            D = (1 + 1 / (2 * r)) * now.x0 - 1 / (2 * r) * spy.calls[k - 1][2].x0
-        h = lam[k + 1] - lam[k]
-        close(states[k].x, there.sigma / here.sigma * xt - there.alpha * (math.exp(-h) - 1) * D)
-    assert len(spy.calls) == steps

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch.testing import assert_close
 
 from minidiff.diffusion import CLEAN, Level, Schedule
+from minidiff.diffusion.schedule import karras
 
 VP = {
     "linear": Schedule.linear(),
@@ -42,7 +45,7 @@ def test_flow_is_a_straight_line():
 
 @each
 def test_levels_get_cleaner_and_end_clean(schedule):
-    for spacing in (None, "leading", "trailing", "linspace"):
+    for spacing in (None, "leading", "trailing", "linspace", "karras"):
         for n in (1, 2, 7, 50, 1000):
             levels = schedule.levels(n, spacing)
             assert len(levels) == n + 1 and levels[-1] is CLEAN
@@ -59,8 +62,66 @@ def test_spacings_are_those_of_the_table():
     assert times(10, "trailing") == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
     assert times(10, "linspace") == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
     assert times(1, "linspace") == times(1, "trailing") == [999]
+    assert times(48, "trailing")[3] == 936  # a tie, 937.5, falls as in diffusers
     assert all(isinstance(t, int) for t in times(10))
     assert VP["linear"].levels(5, last=None)[-1].t == 0
+
+
+def test_karras_is_its_equation():
+    """Karras et al. 2022, eq. 5, letter by letter."""
+    n, rho = 12, 7
+    wanted = [(80 ** (1 / rho) + i / (n - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho for i in range(n)]
+    assert karras(80, 0.002, n) == pytest.approx(wanted, rel=1e-12)
+    assert karras(80, 0.002, 3, rho=1) == pytest.approx([80, 40.001, 0.002])
+    assert karras(80, 0.002, 1) == [pytest.approx(80)]
+
+
+@pytest.mark.parametrize("name", VP)
+@pytest.mark.parametrize("n", [1, 2, 12])
+def test_karras_levels_run_between_the_ends_of_the_table(name, n):
+    schedule = VP[name]
+    levels = schedule.levels(n, "karras", last=None)
+    assert len(levels) == n
+    if name == "zero_snr":  # pure noise is a row of its own, and the even way begins below it
+        assert levels[0] == schedule.at(999)
+        levels = levels[1:]
+        first = schedule.ratio[-2].item()
+    else:
+        first = schedule.ratio[-1].item()
+    s = [level.sigma / level.alpha for level in levels]
+    assert s == pytest.approx(karras(first, schedule.ratio[0].item(), len(s)), rel=1e-6)
+    for level in levels:
+        assert level.alpha**2 + level.sigma**2 == pytest.approx(1)
+
+
+def test_karras_levels_of_a_flow():
+    for shift in (1.0, 3.0):
+        flow = Schedule.flow(shift=shift)
+        levels = flow.levels(9, "karras", last=None)
+        assert [level.sigma for level in levels] == pytest.approx(karras(1.0, flow.sigma[0].item(), 9))
+        assert [level.t for level in levels] == pytest.approx([1000 * level.sigma for level in levels])
+
+
+@given(st.floats(0, 998), st.sampled_from(list(ALL)))
+def test_at_ratio_is_at_read_backwards(position, name):
+    """The level is exact; t runs straight in log s between two timesteps."""
+    schedule, row = ALL[name], int(position)
+    s = torch.lerp(*schedule.ratio[row : row + 2].log(), position % 1).exp().item() if row < 998 else schedule.ratio[row].item()
+    level = schedule.at_ratio(s)
+    assert level.sigma / level.alpha == pytest.approx(s, rel=1e-9)
+    if schedule.kind == "flow":
+        assert level.alpha + level.sigma == pytest.approx(1) and level.t == pytest.approx(1000 * level.sigma)
+    else:
+        assert level.t == pytest.approx(position if row < 998 else row, abs=1e-6)
+        assert level.alpha**2 + level.sigma**2 == pytest.approx(1)
+
+
+@each
+def test_ratio_is_noise_per_image(schedule):
+    ratio = schedule.ratio
+    assert ratio.shape == (1000,) and ratio.dtype == torch.float64 and (ratio.diff() > 0).all()
+    assert_close(ratio[:-1], schedule.sigma[:-1].double() / schedule.alpha[:-1].double())
+    assert ratio[-1].isinf() == (schedule.alpha[-1] == 0)
 
 
 def test_zero_terminal_snr_keeps_the_digits_of_the_nearly_clean_level():
@@ -137,8 +198,10 @@ def test_bad_input_is_named():
     for n in (0, 1001):
         with pytest.raises(ValueError, match="take 1 to 1000"):
             VP["linear"].levels(n)
-    with pytest.raises(ValueError, match="unknown spacing"):
+    with pytest.raises(ValueError, match='unknown spacing "karas": take .*"karras"'):
         VP["linear"].levels(10, "karas")
+    with pytest.raises(ValueError, match='unknown spacing "karas"'):
+        Schedule.flow().levels(10, "karas")
     with pytest.raises(ValueError, match="offset"):
         VP["linear"].levels(1000, "leading", 1)
     with pytest.raises(ValueError, match="beta"):
@@ -147,3 +210,33 @@ def test_bad_input_is_named():
         Schedule.flow(shift=0)
     with pytest.raises(ValueError, match="at least 2"):
         Schedule.cosine(T=1)
+    for s in (0.0, -1.0, math.inf, math.nan):
+        for schedule in (VP["linear"], Schedule.flow()):
+            with pytest.raises(ValueError, match="take a positive number"):
+                schedule.at_ratio(s)
+
+
+@each
+def test_too_many_steps_or_none(schedule):
+    for spacing in (None, "leading", "trailing", "linspace", "karras"):
+        for n in (0, -1, 1001):
+            with pytest.raises(ValueError, match=f"{n} steps asked of a schedule of 1000: take 1 to 1000"):
+                schedule.levels(n, spacing)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tables_in_half_precision_are_refused(dtype):
+    table = torch.linspace(0.9, 0.1, 5)
+    for alpha, sigma, name in ((table.to(dtype), table, "alpha"), (table, table.to(dtype), "sigma")):
+        with pytest.raises(ValueError, match=f"{name} is in {dtype}, which has too few digits"):
+            Schedule(alpha, sigma, torch.arange(5))
+    with pytest.raises(ValueError, match=f"beta is in {dtype}"):
+        Schedule.from_betas(torch.linspace(1e-4, 0.02, 1000).to(dtype))
+
+
+def test_columns_of_a_table_have_one_length():
+    alpha, sigma, t = torch.linspace(0.9, 0.1, 5), torch.linspace(0.4, 0.9, 5), torch.arange(5)
+    assert len(Schedule(alpha, sigma, t)) == 5
+    for columns in ((alpha[:4], sigma, t), (alpha, sigma[:4], t), (alpha, sigma, t[:4]), (alpha[None], sigma[None], t[None])):
+        with pytest.raises(ValueError, match="columns of one table"):
+            Schedule(*columns)

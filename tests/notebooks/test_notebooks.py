@@ -61,7 +61,8 @@ def definitions(notebook):
     return {node.name: space[node.name] for node in kept if hasattr(node, "name")}
 
 
-ROOMS = (md, md.Schedule, md.diffusion, md.nets, md.training, md.data, md.evaluation)  # where the library's version may be
+ROOMS = (md, md.Schedule, md.diffusion, md.diffusion.schedule, md.diffusion.multistep, md.nets, md.training, md.data,
+         md.evaluation)  # fmt: skip  # where the library's version may be
 
 
 def compare(name, mine, inputs):

@@ -5,12 +5,13 @@
 """
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
-from diffusers.models import attention, attention_processor as processor, resnet
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers.models import attention, attention_processor as processor, embeddings, normalization, resnet
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets import unet_2d_blocks as blocks
 from diffusers.utils import logging
 from torch import nn
+from torch.nn.functional import rms_norm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from minidiff.nets import (
@@ -22,10 +23,14 @@ from minidiff.nets import (
     CrossAttnDownBlock,
     CrossAttnMidBlock,
     CrossAttnUpBlock,
+    DiTBlock,
     DownBlock,
     DownSample,
     FeedForward,
+    JointBlock,
     MidBlock,
+    MMDiT,
+    PatchEmbedding,
     ResNetBlock,
     SelfAttention,
     SpatialAttention,
@@ -35,7 +40,7 @@ from minidiff.nets import (
     UpSample,
 )  # fmt: skip
 from minidiff.nets.attention import group_norm
-from minidiff.pretrained import clip, vae
+from minidiff.pretrained import clip, mmdit, vae
 from minidiff.pretrained.loading import fill
 from minidiff.pretrained.unet import RULES, options
 
@@ -252,9 +257,95 @@ def text_encoder(name):
     return torch.no_grad()(answers)
 
 
+def in_full(net, dtype):
+    """Their RMSNorm takes its mean in float32 whatever it is given; in float64 it is to be compared with itself in float64."""
+    for norm in net.modules():
+        if isinstance(norm, normalization.RMSNorm) and dtype == torch.float64:
+            norm.forward = lambda x, norm=norm: rms_norm(x, norm.dim, norm.weight, norm.eps)
+    return net
+
+
+def take(ours, theirs, depth, name, prefix="", inside=""):
+    """Their weights, by the rules that load_mmdit has for a whole network of that depth."""
+    tensors = {prefix + key: tensor for key, tensor in theirs.state_dict().items()}
+    mmdit.adapt(tensors, depth)
+    return fill(ours.eval(), tensors, [*mmdit.RULES, (f"^{inside}", "")], name)
+
+
+JOINT = {  # their block's options; ours
+    "JointBlock": ({}, {}),
+    "JointBlock, q and k normed": ({"qk_norm": "rms_norm"}, {"qk_norm": True}),
+    "JointBlock, two attentions": ({"qk_norm": "rms_norm", "use_dual_attention": True}, {"qk_norm": True, "dual": True}),
+    "JointBlock, the last": ({"context_pre_only": True}, {"last": True}),
+}
+
+
+def joint_block(name):
+    options, small_print = JOINT[name]
+
+    def answers(dtype):
+        theirs = in_full(shaken(attention.JointTransformerBlock(32, 4, 8, **options), dtype), dtype)
+        ours = JointBlock(32, 4, **small_print)
+        take(ours, theirs, 1 if "last" in small_print else 2, name, "transformer_blocks.0.", "blocks.0.")
+        image, text, emb = (rand(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(2, 6, 32), (2, 5, 32), (2, 32)]))
+        pairs = zip(ours(image, text, emb), theirs(image, text, emb)[::-1], strict=True)  # they name the text first
+        mine, wanted = zip(*[pair for pair in pairs if pair != (None, None)], strict=True)
+        return count(ours), flat(mine), flat(wanted)
+
+    return torch.no_grad()(answers)
+
+
+@torch.no_grad()
+def dit_block(dtype):
+    """Their block embeds time and class itself."""
+    theirs = shaken(attention.BasicTransformerBlock(
+        32, 4, 8, activation_fn="gelu-approximate", num_embeds_ada_norm=10, attention_bias=True, norm_type="ada_norm_zero",
+        norm_elementwise_affine=False, norm_eps=1e-6), dtype)  # fmt: skip
+    x, t, y, ours = rand(2, 6, 32, dtype=dtype), torch.tensor([7, 801]), torch.tensor([3, 9]), DiTBlock(32, 4).eval()
+    rules = [("^norm1.emb", None), ("^norm1", "modulation"), ("^attn1", "attention"), ("to_out.0", "to_out"),
+             ("^ff.net.0.proj", "mlp.0"), ("^ff.net.2", "mlp.2")]  # fmt: skip
+    fill(ours, theirs.state_dict(), rules, "DiTBlock")
+    emb = theirs.norm1.emb(t, y, hidden_dtype=dtype)
+    return count(ours), ours(x, emb).flatten(), theirs(x, timestep=t, class_labels=y).flatten()
+
+
+@torch.no_grad()
+def patches(dtype):
+    theirs = shaken(embeddings.PatchEmbed(8, 8, 2, 4, 32, pos_embed_max_size=12), dtype)
+    ours, x = PatchEmbedding(4, 32, patch=2, size=24), rand(2, 4, 6, 10, dtype=dtype)
+    take(ours, theirs, 1, "PatchEmbedding", "pos_embed.", "embed.")
+    return count(ours), ours(x).flatten(), theirs(x).flatten()
+
+
+MMDITS = {
+    "MMDiT of SD3": {},
+    "MMDiT of SD 3.5": {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)},
+}
+SMALL_MMDIT = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 3, "num_attention_heads": 4,
+               "attention_head_dim": 8, "caption_projection_dim": 32, "joint_attention_dim": 12, "pooled_projection_dim": 10,
+               "pos_embed_max_size": 12}  # fmt: skip
+
+
+def transformer(name):
+    def answers(dtype):
+        theirs = in_full(shaken(SD3Transformer2DModel(**SMALL_MMDIT, **MMDITS[name]), dtype), dtype)
+        ours = MMDiT(**mmdit.options(dict(theirs.config)))
+        take(ours, theirs, 3, name)
+        shapes = (2, 4, 6, 10), (2, 5, 12), (2, 10)
+        x, context, pooled = (rand(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes))
+        t = torch.tensor([7, 801])
+        return count(ours), ours(x, t, context, pooled), theirs(x, context, pooled, t).sample
+
+    return torch.no_grad()(answers)
+
+
 PAIRS = {
     **{name: piece(name) for name in PIECES},
     **{name: whole(name) for name in UNETS},
     **{name: autoencoder(name) for name in VAES},
     **{name: text_encoder(name) for name in TEXTS},
+    "PatchEmbedding, cropped": patches,
+    "DiTBlock": dit_block,
+    **{name: joint_block(name) for name in JOINT},
+    **{name: transformer(name) for name in MMDITS},
 }

@@ -7,24 +7,26 @@ from pathlib import Path
 import torch
 from pairs import PAIRS
 from tiny_sd import pipeline
+from tiny_sd3 import pipeline_3
+from torch import nn
 
-from minidiff import StableDiffusion
+from minidiff import StableDiffusion, StableDiffusion3
 
-PICTURES = {"A picture by Stable Diffusion 1, 10 steps": 1, "A picture by Stable Diffusion 2, 10 steps": 2}
+PICTURES = {f"A picture by Stable Diffusion {style}, 10 steps": style for style in (1, 2, 3, 3.5)}
 
 
 @torch.no_grad()
-def picture(style: int):
+def picture(style: float):
     """Parameters of both, and a picture by each from one folder, one prompt and one seed, guided."""
     with tempfile.TemporaryDirectory() as folder:
-        theirs = pipeline(Path(folder) / "model", style)
-        ours = StableDiffusion.from_pretrained(Path(folder) / "model")
+        theirs = (pipeline_3 if style >= 3 else pipeline)(Path(folder) / "model", style)
+        ours = (StableDiffusion3 if style >= 3 else StableDiffusion).from_pretrained(Path(folder) / "model")
     ours.progress = False
     told = {"guidance_scale": 5.0, "generator": torch.Generator().manual_seed(7)}
     wanted = theirs("a photograph of a puppy", num_inference_steps=10, output_type="pt", **told).images
     told["generator"].manual_seed(7)
     got = ours("a photograph of a puppy", steps=10, **told)
-    parameters = sum(p.numel() for net in (ours.unet, ours.vae, ours.text_encoder) for p in net.parameters())
+    parameters = sum(p.numel() for net in vars(ours).values() if isinstance(net, nn.Module) for p in net.parameters())
     return parameters, got, 2 * wanted - 1
 
 

@@ -33,15 +33,6 @@ def theirs(scheduler, n, x=None, **options):
     return x
 
 
-@pytest.mark.parametrize("sampler, n, predicts, published", [
-    (ddpm, 1000, "eps", 258.9606), (ddpm, 1000, "v", 202.0296), (ddim, 10, "eps", 172.0067), (ddim, 10, "v", 52.5302),
-])  # fmt: skip
-def test_published_sums(sampler, n, predicts, published):
-    options = {"generator": torch.manual_seed(0)} if sampler is ddpm else {}
-    total = ours(sampler, Schedule.linear(), n, predicts, **options).abs().sum().item()
-    assert total == pytest.approx(published, abs=5e-3)
-
-
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_tables(name, zero_snr):
@@ -53,7 +44,7 @@ def test_tables(name, zero_snr):
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("n", [1, 3, 10, 47, 1000])
+@pytest.mark.parametrize("n", [1, 3, 10, 47, 48, 1000])
 def test_timesteps(spacing, n):
     if spacing == "linspace" and n == 1:
         pytest.skip("for one step diffusers starts at t = 0, the clean end; we start at the noisy one")

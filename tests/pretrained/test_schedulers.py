@@ -5,8 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from minidiff.diffusion import CLEAN, Level, Schedule, ddim, ddpm, denoiser, dpmpp_2m, euler, heun, lms, plms, sample
-from minidiff.pretrained.schedulers import CLASSES, read_scheduler
+from minidiff.diffusion import CLEAN, Level, Schedule, ddim, ddpm, denoiser, euler, euler_ancestral, heun, sample
+from minidiff.diffusion.multistep import dpmpp_2m, dpmpp_2m_sde, lms, plms
+from minidiff.pretrained.schedulers import CLASS_OF, CLASSES, read_scheduler
 
 # As they lie in the folders of these models.
 SD_15 = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -21,6 +22,12 @@ TURBO = {**SD_15, "_class_name": "EulerDiscreteScheduler", "interpolation_type":
          "sample_max_value": 1.0, "sigma_max": None, "sigma_min": None, "timestep_spacing": "trailing",
          "timestep_type": "discrete", "use_karras_sigmas": False, "final_sigmas_type": "zero",
          "rescale_betas_zero_snr": False}  # fmt: skip
+SD_3 = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.29.0.dev0", "num_train_timesteps": 1000,
+        "shift": 3.0}  # fmt: skip
+SD_35 = {**SD_3, "base_image_seq_len": 256, "base_shift": 0.5, "invert_sigmas": False, "max_image_seq_len": 4096,
+         "max_shift": 1.15, "shift_terminal": None, "stochastic_sampling": False, "time_shift_type": "exponential",
+         "use_beta_sigmas": False, "use_dynamic_shifting": False, "use_exponential_sigmas": False,
+         "use_karras_sigmas": False}  # fmt: skip
 
 
 def times(config, n, sampler=None):
@@ -66,6 +73,20 @@ def test_stable_diffusion_2():
     pndm = read_scheduler({**SD_21, "_class_name": "PNDMScheduler"})
     assert pndm.sampler.func is plms and pndm.sampler.keywords == {"blends": "v"}
     assert pndm.levels(5) == read_scheduler(SD_15).levels(5)
+
+
+@pytest.mark.parametrize("config", [SD_3, SD_35])
+def test_stable_diffusion_3(config):
+    recipe = read_scheduler(config)
+    assert (recipe.predicts, recipe.sampler, recipe.clip) == ("flow", euler, None)
+    assert (recipe.schedule.kind, recipe.schedule.shift, len(recipe.schedule)) == ("flow", 3.0, 1000)
+    for sampler in (None, *(sampler for sampler, _ in CLASSES.values()), lambda denoise, x, levels: iter(())):
+        levels = recipe.levels(28, sampler)  # whoever walks, they are its own
+        assert levels == Schedule.flow(shift=3.0).levels(28)
+        assert recipe.start(torch.ones(1), levels[0], sampler).item() == 1
+    bare = read_scheduler({"_class_name": SD_3["_class_name"]}).schedule
+    assert (bare.shift, len(bare)) == (1.0, 1000)
+    assert len(read_scheduler({**SD_3, "num_train_timesteps": 50}).schedule) == 50
 
 
 def test_googles_ddpm():
@@ -114,6 +135,7 @@ def test_schedules_by_name():
 
 
 DPM = {**SD_15, "_class_name": "DPMSolverMultistepScheduler"}
+KARRAS = {**TURBO, "use_karras_sigmas": True}
 
 
 @pytest.mark.parametrize("config, key, value", [
@@ -121,12 +143,19 @@ DPM = {**SD_15, "_class_name": "DPMSolverMultistepScheduler"}
     (SD_15, "prediction_type", "flow_prediction"), (SD_15, "beta_schedule", "sigmoid"), (SD_15, "skip_prk_steps", False),
     (SD_15, "timestep_spacing", "log"), (SD_15, "brand_new_setting", 3), (SD_21, "thresholding", True),
     (GOOGLE, "variance_type", "learned_range"), (GOOGLE, "variance_type", "fixed_large"),
-    (TURBO, "use_karras_sigmas", True), (TURBO, "interpolation_type", "log_linear"), (TURBO, "timestep_type", "continuous"),
+    (TURBO, "use_exponential_sigmas", True), (TURBO, "interpolation_type", "log_linear"),
+    (TURBO, "timestep_type", "continuous"),
     (TURBO, "final_sigmas_type", "one"), ({**SD_15, "_class_name": "HeunDiscreteScheduler"}, "clip_sample", True),
-    (DPM, "solver_order", 3), (DPM, "algorithm_type", "sde-dpmsolver++"), (DPM, "solver_type", "heun"),
+    (DPM, "solver_order", 3), (DPM, "algorithm_type", "sde-dpmsolver"), (DPM, "solver_type", "heun"),
     (DPM, "lambda_min_clipped", -5.1), (DPM, "use_flow_sigmas", True), (DPM, "variance_type", "learned"),
     ({**DPM, "final_sigmas_type": "sigma_min"}, "euler_at_final", True),
     ({**DPM, "final_sigmas_type": "sigma_min"}, "lower_order_final", False),
+    (SD_35, "use_dynamic_shifting", True), (SD_3, "use_karras_sigmas", True), (SD_3, "use_exponential_sigmas", True),
+    (SD_3, "use_beta_sigmas", True), (SD_3, "invert_sigmas", True), (SD_3, "shift_terminal", 0.1),
+    (SD_3, "stochastic_sampling", True), (SD_3, "brand_new_setting", 3),
+    (KARRAS, "sigma_max", 80.0), (KARRAS, "sigma_min", 0.1), (KARRAS, "final_sigmas_type", "sigma_min"),
+    ({**KARRAS, "_class_name": "DPMSolverMultistepScheduler"}, "final_sigmas_type", "sigma_min"),
+    ({**TURBO, "rescale_betas_zero_snr": True}, "use_karras_sigmas", True),
 ])  # fmt: skip
 def test_what_cannot_be_honoured_is_named(config, key, value):
     read_scheduler(config)
@@ -137,6 +166,7 @@ def test_what_cannot_be_honoured_is_named(config, key, value):
 def test_keys_that_change_nothing_are_let_through():
     foreign = {"thresholding": True, "solver_order": 3, "brand_new_setting": False, "another": None, "_name_or_path": "x"}
     assert read_scheduler({**SD_15, **foreign}).levels(5) == read_scheduler(SD_15).levels(5)
+    assert read_scheduler({**SD_3, **foreign, "beta_start": 0.1, "flow_shift": 7}).levels(5) == read_scheduler(SD_3).levels(5)
     read_scheduler({**DPM, "solver_type": "bh2", "lambda_min_clipped": -math.inf, "euler_at_final": True})
     assert read_scheduler({**SD_15, "prediction_type": None}).predicts == "eps"
 
@@ -144,12 +174,46 @@ def test_keys_that_change_nothing_are_let_through():
 def test_bad_numbers_are_named():
     with pytest.raises(ValueError, match="4 trained_betas"):
         read_scheduler({**SD_15, "trained_betas": [0.1] * 4})
+    with pytest.raises(ValueError, match="shift must be positive, not -3"):
+        read_scheduler({**SD_3, "shift": -3})
+    with pytest.raises(ValueError, match="1001 steps"):
+        read_scheduler(SD_3).levels(1001)
     recipe = read_scheduler(SD_15)
     for sampler in (None, euler, dpmpp_2m):
         for n in (0, 1001):
             with pytest.raises(ValueError, match=f"{n} steps"):
                 recipe.levels(n, sampler)
-    karras = read_scheduler({**SD_15, "use_karras_sigmas": True})  # PNDM sleeps over it, Euler does not
-    assert len(karras.levels(5)) == 6
-    with pytest.raises(ValueError, match="use_karras_sigmas = True of EulerDiscreteScheduler"):
-        karras.levels(5, euler)
+    beta = read_scheduler({**SD_15, "use_beta_sigmas": True})  # PNDM sleeps over it, Euler does not
+    assert len(beta.levels(5)) == 6
+    with pytest.raises(ValueError, match="use_beta_sigmas = True of EulerDiscreteScheduler"):
+        beta.levels(5, euler)
+    bent = read_scheduler({**ZERO_SNR, "use_karras_sigmas": True})  # the same with DDIM
+    with pytest.raises(ValueError, match="use_karras_sigmas = True of LMSDiscreteScheduler"):
+        bent.levels(5, lms)
+
+
+def test_karras_walks_lie_between_the_ends_of_their_class():
+    recipe = read_scheduler(KARRAS)  # trailing: 999, 749, 499, 249
+    first, *_, last, end = recipe.levels(4)
+    assert end is CLEAN and (first.t, last.t) == (pytest.approx(999), pytest.approx(249))
+    ends = [(level.sigma / level.alpha) ** (1 / 7) for level in recipe.levels(4)[:-1]]
+    assert [a - b for a, b in zip(ends, ends[1:], strict=False)] == pytest.approx([(ends[0] - ends[-1]) / 3] * 3)
+    assert len({tuple(recipe.levels(4, sampler)) for sampler in (euler, heun, lms)}) == 1
+    whole = recipe.levels(4, dpmpp_2m)  # DPM++: the whole table, in whole numbers
+    assert [level.t for level in whole] == [999, 687, 146, 0, 0] == [level.t for level in recipe.levels(4, dpmpp_2m_sde)]
+    assert whole[1].sigma == recipe.schedule.levels(4, "karras")[1].sigma
+    for sampler in (euler_ancestral, ddim, ddpm, plms):  # these classes sleep over the key
+        assert recipe.levels(4, sampler) == read_scheduler(TURBO).levels(4, sampler)
+
+
+def test_the_stochastic_ones_are_read():
+    assert read_scheduler({**DPM, "algorithm_type": "sde-dpmsolver++"}).sampler is dpmpp_2m_sde
+    recipe = read_scheduler({**SD_15, "_class_name": "EulerAncestralDiscreteScheduler"})
+    assert recipe.sampler is euler_ancestral and recipe.levels(4) == recipe.levels(4, euler)
+    for sampler in (euler, euler_ancestral):
+        assert recipe.start(torch.ones(1), recipe.levels(4)[0], sampler).item() < 0.999
+
+
+def test_every_sampler_has_its_class():
+    samplers = {ddpm, ddim, euler, euler_ancestral, heun, lms, plms, dpmpp_2m, dpmpp_2m_sde}
+    assert set(CLASS_OF) == samplers and set(CLASS_OF.values()) == set(CLASSES)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minidiff.diffusion import Schedule, diffusion_loss
-from minidiff.nets import UNet
+from minidiff.nets import DiT, MMDiT, UNet
 from minidiff.pipelines import ClassToImage
 from minidiff.training import EMA, TrainConfig, Trainer, load, save
 from minidiff.training.checkpoint import load_weights, write_file
@@ -19,6 +19,11 @@ TINY = {"in_channels": 1, "out_channels": 1, "channels": (8, 16), "attention": (
 def tiny():
     torch.manual_seed(0)
     return UNet(**TINY)
+
+
+def tiny_dit():
+    torch.manual_seed(0)
+    return DiT(1, 1, size=8, dim=16, depth=1, num_classes=3)
 
 
 def data(start=0):
@@ -37,9 +42,10 @@ def same(a, b):
     return all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
+@pytest.mark.parametrize("build", [tiny, tiny_dit])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_training_lowers_the_loss_and_the_average_follows(optimizer):
-    trainer = Trainer(tiny(), loss, TrainConfig(steps=120, warmup=5, lr=3e-3, optimizer=optimizer))
+def test_training_lowers_the_loss_and_the_average_follows(optimizer, build):
+    trainer = Trainer(build(), loss, TrainConfig(steps=120, warmup=5, lr=3e-3, optimizer=optimizer))
     losses = trainer.fit(data(), progress=False)
     assert len(losses) == trainer.step == 120
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
@@ -58,10 +64,10 @@ def test_the_same_seed_gives_the_same_weights_whatever_else_draws_numbers():
     assert not same(other.net, nets[0])
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_run_cut_in_two_ends_where_the_whole_run_does(tmp_path, optimizer):
+@pytest.mark.parametrize("build, optimizer", [(tiny, "muon"), (tiny, "adamw"), (tiny_dit, "muon")])
+def test_a_run_cut_in_two_ends_where_the_whole_run_does(tmp_path, build, optimizer):
     config = TrainConfig(steps=8, warmup=3, accumulate=2, optimizer=optimizer)
-    whole = Trainer(tiny(), loss, config)
+    whole = Trainer(build(), loss, config)
     whole.fit(data(), progress=False)
 
     class Cut(Exception):
@@ -71,10 +77,10 @@ def test_a_run_cut_in_two_ends_where_the_whole_run_does(tmp_path, optimizer):
         trainer.save_state(tmp_path)
         raise Cut
 
-    first = Trainer(tiny(), loss, TrainConfig(**{**vars(config), "every": 5}))
+    first = Trainer(build(), loss, TrainConfig(**{**vars(config), "every": 5}))
     with pytest.raises(Cut):
         first.fit(data(), progress=False, after=cut)
-    second = Trainer(tiny(), loss, config)
+    second = Trainer(build(), loss, config)
     second.load_state(tmp_path)
     assert second.step == 5
     second.fit(data(start=10), progress=False)
@@ -126,6 +132,26 @@ def test_checkpoints_come_back(tmp_path):
     assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "model.safetensors"]  # nothing half-written is left
 
 
+def test_every_network_comes_back_as_what_it_was(tmp_path):
+    text = {"context_dim": 6, "pooled_dim": 5}
+    nets = (tiny(), tiny_dit(), DiT(1, 1, 8, 4, 16, 1, 2, **text), MMDiT(1, 1, 8, 2, 16, 2, 2, **text, qk_norm=True, dual=(0,)))
+    for i, net in enumerate(nets):
+        for tensor in net.state_dict().values():  # positions too: those that a file brought differ from a new network's
+            nn.init.normal_(tensor)
+        again, about = load(save(tmp_path / str(i), net))
+        assert type(again) is type(net) and about["class"] == type(net).__name__ and same(again, net)
+        assert json.dumps(again.config) == json.dumps(net.config)
+
+
+def test_a_folder_that_names_no_class_is_a_unet(tmp_path):
+    file = save(tmp_path, tiny()) / "config.json"
+    file.write_text(json.dumps({"config": json.loads(file.read_text())["config"]}))
+    assert same(load(tmp_path)[0], tiny())
+    file.write_text(json.dumps({"architectures": ["CLIPTextModel"]}))
+    with pytest.raises(ValueError, match='network "None"'):
+        load(tmp_path)
+
+
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "weights"
     write_file(file, b"old")
@@ -169,8 +195,9 @@ def test_bad_training_is_named(tmp_path):
         trainer.load_state(tmp_path)
 
 
-def test_class_to_image_draws_what_it_saved(tmp_path):
-    net = tiny()
+@pytest.mark.parametrize("build", [tiny, tiny_dit])
+def test_class_to_image_draws_what_it_saved(tmp_path, build):
+    net = build()
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.05)
     pipe = ClassToImage(net, {"name": "cosine", "zero_terminal_snr": True}, "v", 8, ["a", "b", "c"])

@@ -12,7 +12,7 @@ from ...diffusion.steps import ddim_step
 from ...pipelines.inputs import depth_map
 from ...pretrained.tokenizer import NAMES, byte_pairs
 from ..task import Case, Law, Mistake, Task
-from ..walks import Belief, end, path
+from ..walks import Belief, end, path, twice
 from .c02_exact_denoising import CLEANER, EPS, FRESH, IMAGES, NOISY, X0
 
 STABLE, FLOW = Schedule.scaled_linear(), Schedule.flow()
@@ -135,9 +135,11 @@ plms_task = Task(
     ask=lambda f, view, *args: view(f, *args),
     cases=(
         # eps 1 here and 13/15 ahead, mean 14/15, so x = 0.8 * 8/9 + 0.6 * 14/15. Then eps is 0.918519, and 3/2 of it less 1/2.
-        Case("two steps by hand", (path, Belief(torch.tensor([[1.0]])), torch.tensor([[1.28]]), [NOISY, CLEANER, CLEAN]),
-             {"number of states": 2, "x": torch.tensor([[[1.2711111]], [[0.9305556]]]), "x0": torch.tensor([[[0.8]], [[0.9]]]),
-              "t of the states": torch.tensor([200.0, 0.0]), "sigma of the states": torch.tensor([0.6, 0.0])}),
+        Case("two steps by hand, walked twice",
+             (twice, Belief(torch.tensor([[1.0]])), torch.tensor([[1.28]]), [NOISY, CLEANER, CLEAN]),
+             {"a second walk": "the same", "number of states": 2, "x": torch.tensor([[[1.2711111]], [[0.9305556]]]),
+              "x0": torch.tensor([[[0.8]], [[0.9]]]), "t of the states": torch.tensor([200.0, 0.0]),
+              "sigma of the states": torch.tensor([0.6, 0.0])}),
         Case("where twelve steps end", (end, HEAP, EPS, TWELVE)),
         Case("each of the twelve steps", (path, HEAP, EPS, TWELVE)),
         Case("a single step, with nobody to ask at its end", (path, HEAP, EPS, STABLE.levels(1, "trailing"))),

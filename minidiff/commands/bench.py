@@ -1,0 +1,87 @@
+"""Measured, in one table: what is compared, beside what, is the subject.
+
+  python -m minidiff bench samplers --plot errors.png
+"""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ..evaluation import benchmark
+from .parity import TESTS
+
+NAME, HELP = "bench", "measure samplers: calls, order, error, overhead"
+NOTES = """
+10 to 50 steps: the error of such walks, {spacing} levels of Stable Diffusion's schedule to CLEAN, on a mixture of three
+Gaussians: root mean square over quantiles. 20 calls: of the longest walk that asks the network so often. Where the order
+is -, steps draw noise, and the error is that of the quantiles of 50,000 draws; draws from the data would show {floor:.4f}.
+µs: the sampler's own time per step, latents of (1, 4, 64, 64), the median of 20 walks of 50 steps, by turns with diffusers."""
+
+
+def arguments(parser):
+    subjects = parser.add_subparsers(dest="subject", required=True, metavar="subject")
+    samplers = subjects.add_parser("samplers", help="calls, order, error and overhead of every sampler",
+                                   description=benchmark.__doc__, formatter_class=parser.formatter_class)  # fmt: skip
+    samplers.add_argument("--spacing", choices=("karras", "leading", "trailing", "linspace"), default="karras",
+                          help="of the levels on which errors are measured")  # fmt: skip
+    samplers.add_argument("--plot", metavar="FILE.png", help="draw errors against network calls")
+    samplers.add_argument("--json", metavar="FILE", help="write every figure that was measured")
+
+
+def run(args):
+    theirs, missing = _theirs()
+    rows = list(tqdm(benchmark.rows(theirs, args.spacing), total=len(benchmark.SAMPLERS), unit="sampler"))
+    floor = benchmark.floor()
+    print(table(rows))
+    print(NOTES.format(spacing=args.spacing, floor=floor))
+    if missing:
+        print(missing)
+    if args.json:
+        found = {"spacing": args.spacing, "floor": floor, "rows": [asdict(row) for row in rows]}
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+    if args.plot:
+        from ..plot import show_orders
+
+        show_orders(curves(rows), "network calls", "error", f"Samplers on a mixture, {args.spacing} levels", args.plot)
+
+
+def table(rows: list[benchmark.Row]) -> str:
+    """The rows as a table that a terminal and Markdown both show well."""
+    lines = [["sampler", "calls a step", "order", "10 steps", "20 steps", "50 steps", "20 calls", "µs", "diffusers", "ratio"]]
+    for row in rows:
+        errors = [f"{error:.4f}" for n in (10, 20, 50) for steps, _, error in row.walks if steps == n]
+        order = "-" if row.order is None else f"{row.order:.2f}"
+        theirs = ["-", "-"] if row.theirs is None else [f"{row.theirs:.0f}", f"{row.theirs / row.overhead:.1f}"]
+        lines.append([row.sampler, f"{row.calls_per_step:.2f}", order, *errors, f"{row.at_20_calls:.4f}",
+                      f"{row.overhead:.0f}", *theirs])  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(
+        f"| {line[0]:{widths[0]}} | " + " | ".join(f"{cell:>{w}}" for cell, w in zip(line[1:], widths[1:], strict=True)) + " |"
+        for line in lines
+    )
+
+
+def curves(rows: list[benchmark.Row]) -> dict[str, tuple]:
+    """name -> (calls, errors). Samplers that agree to seven digits are one, and share a line."""
+    names = {}
+    for row in rows:
+        points = tuple((calls, float(f"{error:.6e}")) for _, calls, error in row.walks)
+        names.setdefault(points, []).append(row.sampler)
+    return {" = ".join(same): tuple(zip(*points, strict=True)) for points, same in names.items()}
+
+
+def _theirs() -> tuple[Callable | None, str]:
+    """A walk of diffusers' to be timed beside ours, or why there is none."""
+    if importlib.util.find_spec("diffusers") is None or not TESTS.is_dir():
+        return None, "diffusers: not timed. That takes a checkout of the repository and pip install -r requirements.txt."
+    sys.path.insert(0, str(TESTS))
+    import overhead  # from tests/parity
+
+    return overhead.ready, ""
