@@ -16,7 +16,7 @@
 # >
 # > Worth asking before the cell is run: *will the arc and the straight line end at the same picture?* (section 1) · *if
 # > every pair is joined by a straight line, why is one step not enough?* (section 2) · *what does a transformer see when the
-# > patches are shuffled?* (section 5) · *which network wins, and would it still with a million pictures?* (section 7).
+# > patches are shuffled?* (section 5) · *which network obeys first, and does it stay ahead?* (section 7).
 
 # %%
 import itertools
@@ -52,6 +52,7 @@ WIDTH = 48  # numbers per word  # quick: 16
 STEPS = 1600  # optimizer steps for each of three networks  # quick: 2
 BATCH = 16  # scenes to a step  # quick: 8
 WALK = 25  # steps of a sampler  # quick: 2
+GLANCE = 12  # the same, where a network in training is looked at  # quick: 2
 MANY = 144  # drawings that the oracle marks, for each network  # quick: 8
 SCALE = 3.0  # of guidance
 LONG = True  # hold the trained networks to the numbers in the text  # quick: False
@@ -681,52 +682,28 @@ def word_numbers(captions, vocabulary):
     return torch.tensor([[vocabulary[word] for word in c.split()] for c in captions])
 
 
-def fit(net, pixels, ids, steps, batch, seed, device):
-    """Train on rectified flow, one caption in ten left empty: the averaged network, and the loss of every step."""
-    net, ids = net.to(device), ids.to(device)
+def fit(net, pixels, ids, steps, batch, seed, device, look):
+    """Train on rectified flow, one caption in ten left empty: the averaged network, all losses, and eight (step, look(net))."""
+    net, ids, seen = net.to(device), ids.to(device), []
 
     def loss(net, x, y):
         empty = (torch.rand(len(y), 1) < 0.1).to(device)
         words = ids[y].masked_fill(empty, 0)
         return md.diffusion_loss(net, x, md.Schedule.flow(shift=3.0), "x0", measured="flow", words=words)
 
-    trainer = md.Trainer(net, loss, md.TrainConfig(steps=steps, lr=4e-3, seed=seed))
+    def note(trainer):
+        seen.append((trainer.step, look(trainer.ema.net)))
+
+    trainer = md.Trainer(net, loss, md.TrainConfig(steps=steps, lr=4e-3, seed=seed, every=max(1, steps // 8)))
     images = md.data.Images(pixels, torch.arange(len(pixels)))  # the "label" of a scene is its number
-    losses = trainer.fit(md.data.batches(images, batch, device, seed=seed))
-    return trainer.ema.net, losses
+    losses = trainer.fit(md.data.batches(images, batch, device, seed=seed), after=note)
+    note(trainer)
+    return trainer.ema.net, losses, seen
 
-
-# %%
-words = sorted(set(" ".join(caption(s) for s in scenes).split()))
-vocabulary = {word: i + 1 for i, word in enumerate(words)}
-table, nets, losses = word_numbers([caption(s) for s in scenes], vocabulary), {}, {}
-shape = {"channels": CHANNELS, "attention": (False, True, True), "layers": 1, "patch": 2, "shortcut": True}
-told = {"size": 32, "patch": 4, "dim": DIM, "context_dim": WIDTH, "pooled_dim": WIDTH}
-makers = {
-    "U-Net": lambda: md.UNet(3, 3, context_dim=WIDTH, **shape),
-    "DiT": lambda: md.DiT(3, 3, depth=6, **told),
-    "MMDiT": lambda: md.MMDiT(3, 3, depth=4, heads=None, **told),
-}
-for name, make in makers.items():
-    torch.manual_seed(SEED)
-    net = TextToImage(make(), len(vocabulary) + 1, table.shape[1], WIDTH, pooled=name != "U-Net")
-    net.to(memory_format=torch.channels_last if name == "U-Net" else torch.contiguous_format)
-    print(f"{name}: {sum(p.numel() for p in net.parameters()):,} parameters")
-    nets[name], losses[name] = fit(net, pixels, table, STEPS, BATCH, SEED, device)
 
 # %% [markdown]
-# **Expected (CALIBRATE):** after 1600 steps of 16 pictures the U-Net has the smallest loss. A convolution knows from the
-# start that neighbours belong together and that a circle is a circle anywhere; a transformer has to find both out from data.
-
-# %%
-window = max(1, STEPS // 20)
-smooth = {name: np.convolve(values, np.ones(window) / window, mode="valid") for name, values in losses.items()}
-print({name: round(float(values[-1]), 4) for name, values in smooth.items()}, f"(mean of the last {window} steps)")
-if LONG:
-    assert all(values[-1] < 0.25 for values in smooth.values())  # CALIBRATE
-    assert smooth["U-Net"][-1] < min(smooth["DiT"][-1], smooth["MMDiT"][-1])  # CALIBRATE
-md.plot.show_curves({name: (np.arange(len(v)) + window, v) for name, v in smooth.items()}, xlabel="step", yscale="log",
-                    ylabel=f"loss, mean of {window} steps", title="same loop, three networks")  # fmt: skip
+# The oracle judges as in chapter 14: are both things there, and is each on its side? Chance is 6 % and 3 %. It looks eight
+# times in the course of each training, at one drawing for every sentence.
 
 
 # %%
@@ -748,9 +725,49 @@ def obeyed(images, wanted):
 
 
 # %%
+words = sorted(set(" ".join(caption(s) for s in scenes).split()))
+vocabulary = {word: i + 1 for i, word in enumerate(words)}
+table, nets, losses, seen = word_numbers([caption(s) for s in scenes], vocabulary), {}, {}, {}
 wanted = [asks[i % 36] for i in range(MANY)]
 ids = word_numbers([caption(s) for s in tests], vocabulary).to(device)
 begin = torch.randn(MANY, 3, 32, 32, generator=torch.Generator().manual_seed(SEED + 1)).to(device)
+
+
+def look(net):
+    """The share of drawings, one for each sentence, in which both things stand on their sides."""
+    return obeyed(draw(net, ids[:36], begin[:36], GLANCE, SCALE).cpu(), wanted[:36])[:, 1].mean().item()
+
+
+shape = {"channels": CHANNELS, "attention": (False, True, True), "layers": 1, "patch": 2, "shortcut": True}
+told = {"size": 32, "patch": 4, "dim": DIM, "context_dim": WIDTH, "pooled_dim": WIDTH}
+makers = {
+    "U-Net": lambda: md.UNet(3, 3, context_dim=WIDTH, **shape),
+    "DiT": lambda: md.DiT(3, 3, depth=6, **told),
+    "MMDiT": lambda: md.MMDiT(3, 3, depth=4, heads=None, **told),
+}
+for name, make in makers.items():
+    torch.manual_seed(SEED)
+    net = TextToImage(make(), len(vocabulary) + 1, table.shape[1], WIDTH, pooled=name != "U-Net")
+    net.to(memory_format=torch.channels_last if name == "U-Net" else torch.contiguous_format)
+    print(f"{name}: {sum(p.numel() for p in net.parameters()):,} parameters")
+    nets[name], losses[name], seen[name] = fit(net, pixels, table, STEPS, BATCH, SEED, device, look)
+
+# %% [markdown]
+# Which is ahead? **Expected:** after 200 steps of 16 pictures the U-Net, its loss is two thirds of theirs. After 1600 all
+# three are within a quarter of each other.
+
+# %%
+window = max(1, STEPS // 20)
+smooth = {name: np.convolve(values, np.ones(window) / window, mode="valid") for name, values in losses.items()}
+print({name: round(float(values[-1]), 4) for name, values in smooth.items()}, f"(mean of the last {window} steps)")
+if LONG:
+    early, late = ([values[k] for values in smooth.values()] for k in (STEPS // 8 - window, -1))
+    assert early[0] < 0.8 * min(early[1:]) and max(late) < 0.1 and max(late) < 1.25 * min(late)
+md.plot.show_curves({name: (np.arange(len(v)) + window, v) for name, v in smooth.items()}, xlabel="step", yscale="log",
+                    ylabel=f"loss, mean of {window} steps", title="same loop, three networks")  # fmt: skip
+
+
+# %%
 drawings = {name: draw(net, ids, begin, WALK, SCALE).cpu() for name, net in nets.items()}
 choice = [k * (min(MANY, 40) // 8) for k in range(8)]
 md.plot.show_images(
@@ -759,8 +776,9 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# The oracle marks all drawings, as in chapter 14: both things there, and each on its side. Chance is 6 % and 3 %.
-# **Expected (CALIBRATE):** the U-Net above 90 %; the transformers well above chance, and behind it.
+# The oracle marks them all, and below are its eight looks on the way. **Expected:** at the end all three networks above 95 %,
+# also for the six sentences that they never read. But after 200 steps the U-Net is right in most drawings, and the
+# transformers in hardly any; after 600 all obey.
 
 # %%
 marks = {"real scenes": obeyed(md.data.from_pixels(test_pixels), wanted)}
@@ -771,24 +789,19 @@ for name, mark in marks.items():
     print(f"{name:12} {scores}; sentences never read: " + (f"{mark[new].mean(0)[1]:.0%}" if new.any() else "none drawn"))
 assert marks["real scenes"].mean() > 0.97
 if LONG:
-    assert marks["U-Net"].mean(0)[1] > 0.9  # CALIBRATE
-    assert min(marks[name].mean(0)[1] for name in ("DiT", "MMDiT")) > 0.15  # CALIBRATE: five times chance
-with matplotlib.rc_context(md.plot.STYLE):
-    figure = md.plot.Picture(figsize=(9, 4.2), dpi=md.plot.DPI, layout="constrained")
-    axes = figure.subplots()
-    for k, what in enumerate(("both things", "and on their sides")):
-        heights = [m.mean(0)[k] for m in marks.values()]
-        axes.bar(np.arange(4) + 0.4 * k - 0.2, heights, 0.36, label=what, color=md.plot.CURVES[k])
-    axes.set_xticks(range(4), list(marks))
-    axes.set(ylabel="share of drawings", ylim=(0, 1.05), title="did it draw what was asked?")
-    figure.legend(loc="outside lower center", ncols=2)
-figure.to(None)
+    assert all(marks[name].mean(0)[1] > 0.95 and marks[name][new].mean(0)[1] > 0.85 for name in nets)
+    first, third = ([looks[k][1] for looks in seen.values()] for k in (0, 2))
+    assert first[0] > 0.5 > 0.2 > max(first[1:]) and min(third) > 0.85
+md.plot.show_curves({name: tuple(zip(*looks, strict=True)) for name, looks in seen.items()}, xlabel="step",
+                    ylabel="share of drawings", title="both things, on their sides")  # fmt: skip
 
 # %% [markdown]
-# Does this speak against transformers? It speaks about scale. Our pictures are few and simple, and the U-Net's beliefs are
-# true of them. A belief helps most where data are scarce. Peebles & Xie find that more multiplications, by more blocks or
-# smaller patches, keep lowering the distance to real pictures; Esser et al. find the same up to 8 billion parameters, and
-# that MMDiT passes both the plain DiT and a transformer with cross-attention. Three bars cannot repeat that, nor deny it.
+# The oracle cannot tell the three apart, and a U-Net was never needed. What it has is a head start. A convolution knows from the
+# first step that neighbours belong together and that a circle is a circle anywhere; a transformer has to find both out from
+# data, and that takes it twice as long here. With more data the start counts for less, and what a network makes of more of
+# everything counts for more. Peebles & Xie find that more multiplications, by more blocks or smaller patches, keep
+# lowering the distance to real pictures; Esser et al. find the same up to 8 billion parameters, and that MMDiT passes both the
+# plain DiT and a transformer with cross-attention. Our task is too easy to repeat that, or to deny it.
 #
 # **Which word does a patch look at?** In a joint attention the weights are a square: patches and words as rows, patches
 # and words as columns. The upper right block is chapter 14's map, and the other three are new. Below it is a mean over heads

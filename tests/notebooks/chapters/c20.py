@@ -3,8 +3,8 @@
 import torch
 
 OWN = {
-    "Plane", "TextToImage", "Words", "draw", "fit", "flow_euler", "logit_normal", "modulate", "move_patches", "obeyed", "pair",
-    "pick", "scatter", "shaken", "shifted", "small_dit", "straight_loss", "trained", "walk", "word_numbers",
+    "Plane", "TextToImage", "Words", "draw", "fit", "flow_euler", "logit_normal", "look", "modulate", "move_patches", "obeyed",
+    "pair", "pick", "scatter", "shaken", "shifted", "small_dit", "straight_loss", "trained", "walk", "word_numbers",
 }  # fmt: skip
 
 _RANDOM = torch.Generator().manual_seed(0)
