@@ -796,12 +796,12 @@ md.plot.show_curves({name: tuple(zip(*looks, strict=True)) for name, looks in se
                     ylabel="share of drawings", title="both things, on their sides")  # fmt: skip
 
 # %% [markdown]
-# The oracle cannot tell the three apart, and a U-Net was never needed. What it has is a head start. A convolution knows from the
-# first step that neighbours belong together and that a circle is a circle anywhere; a transformer has to find both out from
-# data, and that takes it twice as long here. With more data the start counts for less, and what a network makes of more of
-# everything counts for more. Peebles & Xie find that more multiplications, by more blocks or smaller patches, keep
-# lowering the distance to real pictures; Esser et al. find the same up to 8 billion parameters, and that MMDiT passes both the
-# plain DiT and a transformer with cross-attention. Our task is too easy to repeat that, or to deny it.
+# The oracle cannot tell the three apart, and a U-Net was never needed. What it has is a head start. A convolution knows from
+# the first step that neighbours belong together and that a circle is a circle anywhere; a transformer has to find both out
+# from data, and that takes it twice as long here. With more data the start counts for less, and what a network makes of more
+# of everything counts for more. Peebles & Xie find that more multiplications, by more blocks or smaller patches, keep
+# lowering the distance to real pictures; Esser et al. find the same up to 8 billion parameters, and that MMDiT passes both
+# the plain DiT and a transformer with cross-attention. Our task is too easy to repeat that, or to deny it.
 #
 # **Which word does a patch look at?** In a joint attention the weights are a square: patches and words as rows, patches
 # and words as columns. The upper right block is chapter 14's map, and the other three are new. Below it is a mean over heads
