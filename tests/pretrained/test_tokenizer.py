@@ -1,6 +1,7 @@
 """The tokenizer: ids published elsewhere, what it does with odd prompts, folders old and new, damaged files."""
 
 import json
+from types import SimpleNamespace
 import sys
 
 import pytest
@@ -174,7 +175,7 @@ def test_a_damaged_vocabulary(tmp_path, monkeypatch, damage):
     spec = module.find_spec("open_clip")
     with open(f"{spec.submodule_search_locations[0]}/{file}", "rb") as source:
         (tmp_path / file).write_bytes(damage(source.read()))
-    spec.submodule_search_locations[:] = [str(tmp_path)]
-    monkeypatch.setattr(module, "find_spec", lambda name: spec)
+    spoilt = SimpleNamespace(submodule_search_locations=[str(tmp_path)])  # its own list is that of sys.modules
+    monkeypatch.setattr(module, "find_spec", lambda name: spoilt)
     with pytest.raises(ValueError, match="gz is damaged .*: reinstall open-clip-torch"):
         Tokenizer.clip()
