@@ -1,8 +1,8 @@
 """The tokenizer: ids published elsewhere, what it does with odd prompts, folders old and new, damaged files."""
 
 import json
-from types import SimpleNamespace
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
