@@ -42,7 +42,7 @@ from .diffusion import (
     sample,
     velocity,
 )  # fmt: skip
-from .nets import VAE, CLIPText, DiT, MMDiT, UNet
+from .nets import CLIP, VAE, CLIPImage, CLIPText, DiT, MMDiT, UNet, contrastive_loss
 
 __version__ = "0.1.0"
 
@@ -50,15 +50,15 @@ __version__ = "0.1.0"
 _LAZY = {
     **dict.fromkeys(("data", "evaluation", "pipelines", "plot", "pretrained", "training")),
     **dict.fromkeys(("EMA", "TrainConfig", "Trainer", "load", "save"), "training"),
-    **dict.fromkeys(("Tokenizer", "load_clip_text", "load_mmdit", "load_unet", "load_vae"), "pretrained"),
+    **dict.fromkeys(("Tokenizer", "load_clip", "load_clip_text", "load_mmdit", "load_unet", "load_vae"), "pretrained"),
     **dict.fromkeys(("ClassToImage", "StableDiffusion", "StableDiffusion3"), "pipelines"),
 }
 
 __all__ = [
-    "CLEAN", "VAE", "CLIPText", "DatasetDenoiser", "DiT", "Estimate", "GaussianDenoiser", "Level", "MMDiT", "Schedule", "State",
-    "UNet", "add_noise", "classifier_free", "clipped", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss",
-    "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "heun", "inpainting", "invert", "lms", "plms", "predict_eps",
-    "predict_x0", "sample", "velocity",
+    "CLEAN", "CLIP", "VAE", "CLIPImage", "CLIPText", "DatasetDenoiser", "DiT", "Estimate", "GaussianDenoiser", "Level", "MMDiT",
+    "Schedule", "State", "UNet", "add_noise", "classifier_free", "clipped", "contrastive_loss", "ddim", "ddim_step", "ddpm",
+    "ddpm_step", "denoiser", "diffusion_loss", "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "heun", "inpainting",
+    "invert", "lms", "plms", "predict_eps", "predict_x0", "sample", "velocity",
     *_LAZY,
 ]  # fmt: skip
 

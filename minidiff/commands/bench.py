@@ -1,6 +1,7 @@
 """Measured, in one table: what is compared, beside what, is the subject.
 
   python -m minidiff bench samplers --plot errors.png
+  python -m minidiff bench oracle --vae runs/sd/vae --plot oracle.png
 """
 
 import importlib.util
@@ -10,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from tqdm.auto import tqdm
 
-from ..evaluation import benchmark
+from ..evaluation import benchmark, calibration
+from ..pretrained import load_vae
 from .parity import TESTS
 
-NAME, HELP = "bench", "measure samplers: calls, order, error, overhead"
+NAME, HELP = "bench", "measure samplers, or the oracle that marks drawings"
 NOTES = """
 10 to 50 steps: the error of such walks, {spacing} levels of Stable Diffusion's schedule to CLEAN, on a mixture of three
 Gaussians: root mean square over quantiles. 20 calls: of the longest walk that asks the network so often. Where the order
@@ -30,10 +33,43 @@ def arguments(parser):
     samplers.add_argument("--spacing", choices=("karras", "leading", "trailing", "linspace"), default="karras",
                           help="of the levels on which errors are measured")  # fmt: skip
     samplers.add_argument("--plot", metavar="FILE.png", help="draw errors against network calls")
-    samplers.add_argument("--json", metavar="FILE", help="write every figure that was measured")
+    oracle = subjects.add_parser("oracle", help="precision and recall of read_shapes on damaged scenes",
+                                 description=calibration.__doc__, formatter_class=parser.formatter_class)  # fmt: skip
+    oracle.add_argument("--n", type=int, default=300, help="scenes, and images of each kind of no shape")
+    oracle.add_argument("--size", type=int, default=64, help="pixels a side")
+    oracle.add_argument("--vae", metavar="FOLDER", help="an autoencoder's: what it gives back is one damage more")
+    oracle.add_argument("--plot", metavar="FILE.png", help="draw precision, recall and refusals against damage")
+    for subject in (samplers, oracle):
+        subject.add_argument("--json", metavar="FILE", help="write every figure that was measured")
 
 
 def run(args):
+    {"samplers": bench_samplers, "oracle": bench_oracle}[args.subject](args)
+
+
+def bench_oracle(args):
+    """Print, write and draw what `calibrate` finds."""
+    rebuild = None if args.vae is None else _rebuilder(args.vae)
+    rows = list(tqdm(calibration.calibrate(args.n, args.size, rebuild=rebuild), unit="damage"))
+    print(calibration.table(rows))
+    print(f"\n{args.n} scenes of one and two objects, {args.size} x {args.size}. In %: recall of every attribute, and of all")
+    print("but position at once, precision of the same, images with the right count; then what is no shape and was refused.")
+    if args.json:
+        _write_json(args.json, {"n": args.n, "size": args.size, "rows": [asdict(row) for row in rows]})
+    if args.plot:
+        from ..plot import show_curves
+
+        names = [row.damage.replace(" ", "\n") for row in rows]
+        lines = {f"recall of {name}": [row.recall[name] for row in rows] for name in ("shape", "colour", "position")}
+        lines["precision"] = [row.precision["object"] for row in rows]
+        lines["right counts"] = [row.count for row in rows]
+        lines["blobs refused"] = [row.refused["blobs"] for row in rows]
+        show_curves({name: (names, line) for name, line in lines.items()}, "", "share", "The oracle on damaged scenes",
+                    file=args.plot)  # fmt: skip
+
+
+def bench_samplers(args):
+    """Print, write and draw what `benchmark.rows` finds."""
     theirs, missing = _theirs()
     rows = list(tqdm(benchmark.rows(theirs, args.spacing), total=len(benchmark.SAMPLERS), unit="sampler"))
     floor = benchmark.floor()
@@ -43,8 +79,7 @@ def run(args):
         print(missing)
     if args.json:
         found = {"spacing": args.spacing, "floor": floor, "rows": [asdict(row) for row in rows]}
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+        _write_json(args.json, found)
     if args.plot:
         from ..plot import show_orders
 
@@ -75,6 +110,21 @@ def curves(rows: list[benchmark.Row]) -> dict[str, tuple]:
         points = tuple((calls, float(f"{error:.6e}")) for _, calls, error in row.walks)
         names.setdefault(points, []).append(row.sampler)
     return {" = ".join(same): tuple(zip(*points, strict=True)) for points, same in names.items()}
+
+
+def _rebuilder(folder: str) -> Callable:
+    vae = load_vae(folder)
+
+    @torch.no_grad()
+    def rebuild(images):
+        return torch.cat([vae.decode(vae.encode(part).mean) for part in images.split(32)])
+
+    return rebuild
+
+
+def _write_json(file: str, found: dict) -> None:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _theirs() -> tuple[Callable | None, str]:

@@ -1,10 +1,12 @@
-"""What several commands need: a device, a dataset by name, precision."""
+"""What several commands need: a device, a dataset by name, precision, how many steps fit into the time there is."""
 
 import argparse
+import time
 
 import torch
 
 from ..data import Images, Shapes, load_images
+from ..training import Trainer
 
 
 def device_argument(parser: argparse.ArgumentParser) -> None:
@@ -36,3 +38,13 @@ def open_data(name: str, size: int | None, split: str = "train", limit: int | No
         return load_images(name, size=size, split=split, limit=limit)
     scenes = Shapes(limit or 8192, size or 32, seed=0 if split == "train" else 1)
     return Images(*scenes.tensors(), scenes.classes)
+
+
+def steps_in(minutes: float, trainer: Trainer, feed, probe: int = 8) -> int:
+    """How many steps fit, by the median of the first few."""
+    times = []
+    for _ in range(probe):
+        began = time.perf_counter()
+        trainer.one_step(feed)
+        times.append(time.perf_counter() - began)
+    return max(1, int(60 * minutes / sorted(times)[probe // 2]))

@@ -1,15 +1,20 @@
-"""Train a class-conditional diffusion model on a folder of images, a dataset of the hub, or Shapes.
+"""Train a class-conditional diffusion model on a folder of images, a dataset of the hub, or Shapes. Or, in stages, a whole
+text-to-image model on captioned Shapes.
 
   python -m minidiff train --data shapes --out runs/shapes
   python -m minidiff train --data zalando-datasets/fashion_mnist --size 32 --minutes 15 --out runs/fashion
   python -m minidiff train --data shapes --net dit --out runs/dit
+  python -m minidiff train --stage all --minutes 60 --out runs/sd
 
 Writes the averaged weights (model.safetensors, config.json), loss.png, losses.csv, and a grid of samples every so often.
 With --minutes the number of steps is found by timing the first ones, printed, and kept in config.json: --steps with that
 number repeats the run exactly.
+
+--stage vae, clip and unet each write their part below --out, and together a folder for StableDiffusion.from_pretrained. A
+stage that was stopped goes on by --resume, with the numbers it was begun with.
 """
 
-import time
+import argparse
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,17 +29,28 @@ from ..pipelines.class_to_image import make_schedule
 from ..training import TrainConfig, Trainer
 from ..training.checkpoint import write_file
 from ..training.trainer import OPTIMIZERS
-from .common import device_argument, fast_in_bf16, open_data, pick_device
+from . import stages
+from .common import device_argument, fast_in_bf16, open_data, pick_device, steps_in
 
 NAME, HELP = "train", "train a model on images"
 PATCH = {"unet": 2, "dit": 4}  # pixels per side
 OPTIONS = ("optimizer", "lr", "warmup", "decay", "accumulate", "ema", "seed", "every")  # that go to TrainConfig as they are
 
 
+class Given(argparse.Action):
+    """Keeps a value, as usual, and in `args.given` that it was said: a stage has defaults of its own."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+        namespace.given = namespace.given | {self.dest}
+
+
 def arguments(parser):
     def numbers(text):
         return tuple(int(part) for part in text.split(","))
 
+    parser.set_defaults(given=frozenset())
+    parser.register("action", None, Given)
     data = parser.add_argument_group("data")
     data.add_argument("--data", default="shapes", help="shapes, a folder, or owner/name on the Hugging Face hub")
     data.add_argument("--split", default="train")
@@ -76,9 +92,15 @@ def arguments(parser):
     run.add_argument("--out", default="runs/train", help="folder to write")
     run.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     device_argument(run)
+    stages.arguments(parser)
 
 
 def run(args):
+    if args.stage:
+        stages.run(args)
+        return
+    if odd := sorted(args.given & {"set", "text", "variant"}):
+        raise ValueError(f"--{odd[0]} is for the stages of a text-to-image model: say which by --stage")
     device, out = pick_device(args.device), Path(args.out)
     images = open_data(args.data, args.size, args.split, args.limit)
     print(f"{args.data}: {images}")
@@ -141,16 +163,6 @@ def make_trainer(pipe: ClassToImage, config: TrainConfig, device: str, label_dro
         return diffusion_loss(net, x, schedule, pipe.predicts, **weighing, **cond)
 
     return Trainer(net, loss, config)
-
-
-def steps_in(minutes: float, trainer: Trainer, feed, probe: int = 8) -> int:
-    """How many steps fit, by the median of the first few."""
-    times = []
-    for _ in range(probe):
-        began = time.perf_counter()
-        trainer.one_step(feed)
-        times.append(time.perf_counter() - began)
-    return max(1, int(60 * minutes / sorted(times)[probe // 2]))
 
 
 def finish(trainer: Trainer, pipe: ClassToImage, out: Path, args=None, final: bool = True, columns: int = 10) -> None:

@@ -1,9 +1,12 @@
 """Data: captioned scenes drawn to order, and pictures from a folder or a hub, all in [-1, 1]."""
 
+from .captions import HELD_OUT, TASKS, Captioned, Prompt, obeyed, prompts
+from .grammar import WORDS, Want, describe
 from .images import Images, batches, from_pixels, load_images
 from .oracle import matches, read_shapes
 from .shapes import COLOURS, SHAPES, Scene, Shapes
 
 __all__ = [
-    "COLOURS", "SHAPES", "Images", "Scene", "Shapes", "batches", "from_pixels", "load_images", "matches", "read_shapes",
+    "COLOURS", "HELD_OUT", "SHAPES", "TASKS", "WORDS", "Captioned", "Images", "Prompt", "Scene", "Shapes", "Want", "batches",
+    "describe", "from_pixels", "load_images", "matches", "obeyed", "prompts", "read_shapes",
 ]

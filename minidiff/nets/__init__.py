@@ -26,16 +26,20 @@ from .blocks import (
     UpSample,
 )
 from .clip import CLIPText
+from .clip_image import CLIP, CLIPImage, contrastive_loss, zero_shot
+from .discriminator import Discriminator, hinge
 from .dit import DiT, DiTBlock, FinalLayer, Modulation, PatchEmbedding
 from .embeddings import ClassEmbedding, TimeEmbedding, drop_labels, sinusoidal
 from .mmdit import JointAttention, JointBlock, MMDiT
+from .pixels import Pixels
 from .unet import UNet
 from .vae import VAE, Gaussian
 
 __all__ = [
-    "GSC", "VAE", "Attention", "BasicTransformerBlock", "CLIPText", "ClassEmbedding", "CrossAttention", "CrossAttnDownBlock",
-    "CrossAttnMidBlock", "CrossAttnUpBlock", "DiT", "DiTBlock", "DownBlock", "DownSample", "FeedForward", "FinalLayer",
-    "Gaussian", "JointAttention", "JointBlock", "MMDiT", "Memory", "MidBlock", "Modulation", "PatchEmbedding", "ResNetBlock",
-    "SelfAttention", "SpatialAttention", "SpatialTransformer", "TimeEmbedding", "UNet", "UpBlock", "UpSample",
-    "attention_maps", "drop_labels", "group_norm", "remembering", "sinusoidal",
+    "CLIP", "GSC", "VAE", "Attention", "BasicTransformerBlock", "CLIPImage", "CLIPText", "ClassEmbedding", "CrossAttention",
+    "CrossAttnDownBlock", "CrossAttnMidBlock", "CrossAttnUpBlock", "DiT", "DiTBlock", "Discriminator", "DownBlock",
+    "DownSample", "FeedForward", "FinalLayer", "Gaussian", "JointAttention", "JointBlock", "MMDiT", "Memory", "MidBlock",
+    "Modulation", "PatchEmbedding", "Pixels", "ResNetBlock", "SelfAttention", "SpatialAttention", "SpatialTransformer",
+    "TimeEmbedding", "UNet", "UpBlock", "UpSample", "attention_maps", "contrastive_loss", "drop_labels", "group_norm", "hinge",
+    "remembering", "sinusoidal", "zero_shot",
 ]  # fmt: skip

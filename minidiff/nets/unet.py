@@ -25,7 +25,7 @@ class Layout:
     class_channels: int = 0  # 0: the class is added to the time embedding; n: laid beside the image as n channels
     null_class: bool = True  # one class more, for "any class"
     patch: int = 1  # pixels per side folded into channels at the door: 2 makes everything inside 4 times cheaper
-    shortcut: bool = False  # add gain(t) * x + shift(t) to the answer: short runs learn much faster; needs in = out
+    shortcut: bool = False  # add gain(t) * x + shift(t) to the answer: short runs learn much faster; needs in >= out
     heads: int | tuple | None = None  # of attention, for all stages or for each; None: of about 64 channels each
     depth: int = 1  # transformer blocks in a SpatialTransformer
     linear: bool = False  # its projections by matrices (Stable Diffusion 2) or 1x1 convolutions (1)
@@ -122,7 +122,7 @@ class UNet(nn.Module):
         out = pixel_shuffle(self.out(h), self.patch)  # (B, out, H, W)
         if self.around:
             gain, shift = self.around(silu(emb))[:, :, None, None].chunk(2, dim=1)  # (B, out, 1, 1) each
-            out = out + gain * x + shift
+            out = out + gain * x[:, : out.shape[1]] + shift  # what lies beside the image comes after it
         return out
 
     def _class_maps(self, y: Tensor, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class UNet(nn.Module):
         for name, each in (("attention", attention), ("heads", heads)):
             if isinstance(each, list | tuple) and len(each) != len(channels):
                 raise ValueError(f"{name} has {len(each)} entries for {len(channels)} stages: give one per stage")
-        if shortcut and in_channels != out_channels:
+        if shortcut and in_channels < out_channels:
             raise ValueError(f"a shortcut adds input to answer, but there are {in_channels} channels in, {out_channels} out")
         if class_channels and not num_classes:
             raise ValueError(f"class_channels = {class_channels} lays a class beside the image: say how many in num_classes")

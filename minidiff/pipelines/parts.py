@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from ..pretrained import Tokenizer, load_clip_text, load_mmdit, load_unet, load_vae, read_scheduler
-from ..pretrained.folders import HINT, find, read_folder_json
+from ..pretrained.folders import HINT, read_folder_json
+from .own import load_own, locate
 
 PIPELINES = {  # their classes of whole pipelines -> ours
     **dict.fromkeys(("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
@@ -30,11 +31,16 @@ UNREAD = {  # parts that draw nothing: a filter of finished pictures, and networ
 def load_parts(ours: str, name: str | Path, dtype: torch.dtype, device: str, variant: str | None = None) -> dict:
     """The arguments of our class of that name, StableDiffusion or StableDiffusion3, from a folder or the id of one on the hub.
 
-    All that can be found wrong without reading weights is: FileNotFoundError for a folder that is missing, ValueError for a
-    pipeline or part of a class we do not have.
+    Of one that was trained here, also "settings", what it says of its walks. All that can be found wrong without reading
+    weights is: FileNotFoundError for a folder that is missing, ValueError for a pipeline or part of a class we do not have.
     """
-    folder = find(name, variant)
-    _check_index(folder, ours)
+    folder = locate(name, variant)
+    index = read_folder_json(folder / "model_index.json")
+    if "class" in index:
+        parts, settings = load_own(folder, index, ours, dtype, device, variant)
+        _check_fit(parts["unet"], parts["vae"], [parts["text_encoder"]], [parts["tokenizer"]], folder)
+        return parts | {"settings": settings}
+    _check_index(folder, index, ours)
     tokenizers = {part: Tokenizer.load(folder / part) for part in PARTS[ours] if part.startswith("tokenizer")}
     recipe = read_scheduler(read_folder_json(folder / "scheduler" / "scheduler_config.json"))
     told = {"dtype": dtype, "device": device, "variant": variant}
@@ -48,8 +54,7 @@ def load_parts(ours: str, name: str | Path, dtype: torch.dtype, device: str, var
     return {argument: net, "vae": vae, **encoders, **tokenizers, "recipe": recipe, "size": size * vae.stride}
 
 
-def _check_index(folder: Path, ours: str) -> None:
-    index = read_folder_json(folder / "model_index.json")
+def _check_index(folder: Path, index: dict, ours: str) -> None:
     theirs = index.get("_class_name")
     if PIPELINES.get(theirs) != ours:
         fix = (f"load it by {PIPELINES[theirs]}.from_pretrained" if theirs in PIPELINES else

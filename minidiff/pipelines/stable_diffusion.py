@@ -18,6 +18,7 @@ from ..diffusion.samplers import randn_like
 from ..nets import VAE, CLIPText, UNet, remembering
 from ..pretrained import Recipe, Tokenizer
 from .inputs import checked_strength, depth_map, listed, matched, small_mask
+from .own import save_own
 from .parts import load_parts
 from .text_to_image import TextToImage
 
@@ -37,12 +38,25 @@ class StableDiffusion(TextToImage):
     @classmethod
     def from_pretrained(cls, name: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu",
                         variant: str | None = None) -> "StableDiffusion":  # fmt: skip
-        """A folder in the format of diffusers, or the id of one on the hub. variant: "fp16" reads the files of that name.
+        """"shapes", which comes with minidiff; a folder that `save` wrote, or one in the format of diffusers; or the id of one
+        on the hub. variant: "fp16" reads the files of that name.
 
         dtype: of the networks; latents stay in float32 between their calls. FileNotFoundError or ValueError for a part that
         is missing, damaged, a pickle, or of a class we do not have, and then nothing is returned.
         """
-        return cls(**load_parts("StableDiffusion", name, dtype, device, variant))
+        parts = load_parts("StableDiffusion", name, dtype, device, variant)
+        settings = parts.pop("settings", {})
+        pipe = cls(**parts)
+        vars(pipe).update(settings)  # size, and the steps and guidance_scale of a walk that is told of none
+        return pipe
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None, elsewhere: dict[str, Path] | None = None,
+             **about) -> Path:  # fmt: skip
+        """Write a folder that from_pretrained opens: every part in our own format, weights in `dtype` (None: as they are).
+
+        elsewhere: part -> folder, for parts that need not be written because they are there. about: kept beside the U-Net.
+        """
+        return save_own(self, folder, dtype, elsewhere or {}, about)
 
     def encode_text(self, texts: str | list[str]) -> Tensor:
         """Texts -> (B, 77, D), what the U-Net reads. ValueError for a text that does not fit into 77 tokens."""

@@ -1,10 +1,14 @@
 """Networks that others trained, in our names: folders, rules, the tokenizer, scheduler configs."""
 
-from .clip import load_clip_text
+from .clip import load_clip, load_clip_text
 from .mmdit import load_mmdit
 from .schedulers import Recipe, read_scheduler
 from .tokenizer import Tokenizer
 from .unet import load_unet
 from .vae import load_vae
+from .words import words_tokenizer
 
-__all__ = ["Recipe", "Tokenizer", "load_clip_text", "load_mmdit", "load_unet", "load_vae", "read_scheduler"]
+__all__ = [
+    "Recipe", "Tokenizer", "load_clip", "load_clip_text", "load_mmdit", "load_unet", "load_vae", "read_scheduler",
+    "words_tokenizer",
+]

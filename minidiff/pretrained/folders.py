@@ -79,7 +79,7 @@ def read_folder_json(path: Path) -> dict:
 def read_config(folder: Path, classes: tuple[str, ...]) -> dict:
     """folder/config.json. FileNotFoundError if there is none, ValueError if it describes none of `classes`."""
     config = read_folder_json(folder / "config.json")
-    name = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    name = config.get("_class_name") or (config.get("architectures") or [config.get("class")])[0]
     if name not in classes:
         raise ValueError(f'{folder}/config.json describes "{name}": here minidiff reads {" or ".join(classes)}')
     return config

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..training import load
 from .folders import Stored, read_config, read_weights
 
 Rules = list[tuple[str, str | None]]
@@ -72,10 +73,15 @@ def load_network(
 ) -> nn.Module:  # fmt: skip
     """The network of a folder in the format of diffusers or transformers, config.json + safetensors, ready to use.
 
+    So is the network of one of our own folders, which `training.save` wrote: its config.json says "class", and needs no rules.
     build: config.json's dict -> our network. classes: what the config may name. variant: "fp16" takes the files of that
     variant. Raises FileNotFoundError or ValueError, and never returns a network that is only partly filled.
     """
     config = read_config(Path(folder), classes)
+    if "class" in config:
+        if variant:
+            raise ValueError(f"{folder} was written by minidiff, which keeps no variants: leave variant={variant!r} out")
+        return load(folder, device)[0].to(dtype=dtype)
     with torch.device("meta"), Unfilled():  # no memory, no random numbers: the file brings them all
         net = build(config)
     fill(net, read_weights(Path(folder), variant), rules, folder, dtype, device)

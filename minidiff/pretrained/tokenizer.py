@@ -5,9 +5,10 @@ in which the pairs were learned. Frequent words end as one token, rare ones as s
 """
 
 import gzip
+import json
 import unicodedata
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib.util import find_spec
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ import regex
 import torch
 from torch import Tensor
 
-from ..training.checkpoint import read_json
+from ..training.checkpoint import read_json, write_file
 
 START, END, LENGTH = "<|startoftext|>", "<|endoftext|>", 77
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # English endings, letters, one digit, anything else
@@ -37,12 +38,13 @@ class Tokenizer:
 
     vocab: piece -> id; merges: pairs of pieces in the order they were learned; pad: the token that fills up, which is
     <|endoftext|> in Stable Diffusion 1 and "!" in 2; added: further tokens, name -> id. These, start, end and pad are found
-    in a text where they stand exactly so. ValueError for a vocabulary without start, end or pad, or that its merges leave.
+    in a text where they stand exactly so. words: all that its text encoder ever learned, if it is a small one; a text with
+    any other is refused. ValueError for a vocabulary without start, end or pad, or that its merges leave.
     """
 
     def __init__(self, vocab: dict[str, int], merges: Iterable[tuple[str, str]], pad: str = END, length: int = LENGTH,
-                 added: dict[str, int] | None = None):  # fmt: skip
-        self.vocab = vocab | (added or {})
+                 added: dict[str, int] | None = None, words: Collection[str] | None = None):  # fmt: skip
+        self.vocab, self.words = vocab | (added or {}), frozenset(words or ())
         self.ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
         lost = [token for token in (START, END, pad, *map("".join, self.ranks)) if token not in self.vocab]
         if lost:
@@ -97,18 +99,39 @@ class Tokenizer:
                 raise ValueError(f"{path} holds no byte-pair encoding, a model with vocab and merges: {HINT}") from error
         length = int(config.get("model_max_length") or LENGTH)
         length = length if length < 1e9 else LENGTH  # "no limit" is written as 1e30
-        return cls(vocab, _pairs(merges, path), pad["content"] if isinstance(pad, dict) else pad, length, added)
+        pad = pad["content"] if isinstance(pad, dict) else pad
+        return cls(vocab, _pairs(merges, path), pad, length, added, config.get("words"))
+
+    def save(self, folder: str | Path) -> None:
+        """Write vocab.json, merges.txt and tokenizer_config.json, which `load` reads, and transformers' CLIPTokenizer too."""
+        folder, added = Path(folder), self.special - {START, END, self.names[self.pad]}
+        config = {"tokenizer_class": "CLIPTokenizer", "pad_token": self.names[self.pad], "model_max_length": self.length}
+        config["added_tokens_decoder"] = {str(self.vocab[token]): {"content": token} for token in sorted(added)}
+        config |= {"words": sorted(self.words)} if self.words else {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in {"vocab.json": self.vocab, "tokenizer_config.json": config}.items():
+            write_file(folder / name, (json.dumps(content, ensure_ascii=False, indent=0) + "\n").encode())
+        write_file(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, self.ranks), ""]).encode())
 
     def __call__(self, texts: str | list[str], truncate: bool = False) -> Tensor:
         """Texts -> ids (B, length) int64; a single text is a batch of one.
 
         A text that does not fit raises ValueError, which names the words that are too many; truncate=True cuts them off.
+        So does one with words that are not among `words`, if there are such, and the error lists both.
         """
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"texts = {texts!r}: give a str or a list of str")
+        if new := self.unknown(texts):
+            more = f" and {len(new) - 5} more" if len(new) > 5 else ""
+            raise ValueError(f'this model never learned "{" ".join(new[:5])}"{more}: it knows {" ".join(sorted(self.words))}')
         rows = [self._row(text, truncate) for text in texts]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, self.length)
+
+    def unknown(self, texts: list[str]) -> list[str]:
+        """The words of these texts that are not among `words`, each once; none where there are no such."""
+        known, met = self.words | self.special, [word for text in texts for word in self._words(text)] if self.words else []
+        return list(dict.fromkeys(word for word in met if word not in known))
 
     def tokens(self, text: str) -> list[str]:
         """The pieces of a text, to look at: "a flooble" -> ["a</w>", "floo", "ble</w>"]. Half a character shows as "\\xe2"."""

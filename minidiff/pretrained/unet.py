@@ -8,7 +8,7 @@ from ..nets import UNet
 from .configs import honoured
 from .loading import Rules, load_network
 
-CLASSES = ("UNet2DConditionModel", "UNet2DModel")
+CLASSES = ("UNet2DConditionModel", "UNet2DModel", "UNet")
 
 RESNET: Rules = [
     (r"resnet\.norm1\.", "resnet.first.0."),
@@ -74,7 +74,7 @@ BOTH = {"layers_per_block": 2, "norm_num_groups": 32, "norm_eps": 1e-5, "attenti
 
 
 def load_unet(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu", variant: str | None = None) -> UNet:
-    """The U-Net of a folder that holds the config.json and safetensors of a UNet2DConditionModel or UNet2DModel.
+    """The U-Net of a folder that holds the config.json and safetensors of a UNet2DConditionModel or UNet2DModel, or our own.
 
     FileNotFoundError or ValueError, as in `load_network`, also for what a config asks and this UNet is not.
     """

@@ -8,7 +8,7 @@ from ..nets.vae import VAE
 from .configs import honoured
 from .loading import Rules, load_network
 
-CLASSES = ("AutoencoderKL",)
+CLASSES = ("AutoencoderKL", "VAE", "Pixels")
 
 RULES: Rules = [
     (r"(down|up)_blocks", "stages"),
@@ -59,7 +59,7 @@ def options(config: dict) -> dict:
 
 def load_vae(folder: str | Path, dtype: torch.dtype | None = torch.float32, device: str = "cpu",
              variant: str | None = None) -> VAE:  # fmt: skip
-    """The VAE of a folder that holds the config.json and safetensors of an AutoencoderKL, in eval mode.
+    """The VAE of a folder that holds the config.json and safetensors of an AutoencoderKL, or our own, in eval mode.
 
     FileNotFoundError or ValueError, as in `load_network`, also for what a config asks and this VAE is not.
     """

@@ -8,24 +8,26 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save as to_bytes
 from torch import Tensor, nn
 
-from ..nets import DiT, MMDiT, UNet
+from ..nets import CLIP, VAE, CLIPImage, CLIPText, DiT, MMDiT, Pixels, UNet
 
-NETWORKS = {"UNet": UNet, "DiT": DiT, "MMDiT": MMDiT}  # what a config.json may name
+NETWORKS = {net.__name__: net for net in (UNet, DiT, MMDiT, VAE, Pixels, CLIP, CLIPText, CLIPImage)}
 HINT = "name a folder that `python -m minidiff train` wrote"
 
 
-def save(folder: str | Path, net: nn.Module, **about) -> Path:
+def save(folder: str | Path, net: nn.Module, dtype: torch.dtype | None = None, **about) -> Path:
     """Write folder/model.safetensors and folder/config.json: {"class", "config", **about}, `about` being plain JSON data.
 
-    The network must keep its constructor's arguments in `net.config`. Returns the folder.
+    The network must keep its constructor's arguments in `net.config`. dtype: of the numbers in the file, torch.float16 for
+    half of one; None: as they are. Returns the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "model.safetensors", net.state_dict())
+    write_tensors(folder / "model.safetensors", {name: tensor.to(dtype) for name, tensor in net.state_dict().items()})
     config = {"class": type(net).__name__, "config": net.config, **about}
     write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     return folder
@@ -91,8 +93,12 @@ def read_json(path: Path, hint: str = HINT) -> dict:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file, all or nothing: beside its name, flushed, then renamed over it."""
     beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:  # a full disk keeps no half of it either
+        beside.unlink(missing_ok=True)
+        raise

@@ -1,4 +1,4 @@
-"""Folders of CLIP's text encoder, old and new, against a table of names written out by hand."""
+"""Folders of CLIP and of its text encoder, old and new, against a table of names written out by hand."""
 
 import json
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minidiff.nets.clip import CLIPText
-from minidiff.pretrained.clip import load_clip_text, options
+from minidiff.nets import CLIP, CLIPImage, CLIPText
+from minidiff.nets.clip_image import MEAN, STD
+from minidiff.pretrained.clip import image_options, load_clip, load_clip_text, options
 
 NAMES = {  # ours -> theirs, of a network with one layer
     "tokens.weight": "embeddings.token_embedding.weight",
@@ -91,3 +92,75 @@ def test_options_of_stable_diffusion_1():
               "projection_dim": 768, "eos_token_id": 2, "bos_token_id": 0, "dropout": 0.0, "torch_dtype": "x"}  # fmt: skip
     with torch.device("meta"):
         assert CLIPText(**options(config)).config == CLIPText().config | {"mlp": 3072, "eos": None}
+
+
+# Both towers
+
+PICTURES = {  # ours -> theirs, of an image tower with one layer
+    "start": "embeddings.class_embedding",
+    "patches.weight": "embeddings.patch_embedding.weight",
+    "positions": "embeddings.position_embedding.weight",
+    **{name: theirs for name, theirs in NAMES.items() if name.startswith("layers")},
+    **{f"norm_in.{what}": f"pre_layrnorm.{what}" for what in ("weight", "bias")},
+    **{f"norm.{what}": f"post_layernorm.{what}" for what in ("weight", "bias")},
+}
+BOTH = {
+    "architectures": ["CLIPModel"], "projection_dim": 6,
+    "text_config": CONFIG | {"architectures": None, "projection_dim": 512},
+    "vision_config": {"image_size": 8, "patch_size": 4, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
+                      "intermediate_size": 20, "hidden_act": "gelu"},
+}  # fmt: skip
+IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture
+def clip(net):
+    clip = CLIP(net, CLIPImage(size=8, patch=4, dim=12, layers=1, heads=2, mlp=20, activation="gelu", projection=6))
+    with torch.no_grad():
+        for p in clip.image.parameters():
+            p.normal_(generator=torch.Generator().manual_seed(p.numel()))
+        clip.logit_scale.fill_(1.5)
+    return clip.eval()
+
+
+def whole(path, clip, config, **more):
+    tensors = {f"text_model.{NAMES[name]}": tensor for name, tensor in clip.text.state_dict().items() if name in NAMES}
+    tensors |= {f"vision_model.{PICTURES[name]}": t for name, t in clip.image.state_dict().items() if name in PICTURES}
+    tensors |= {"text_projection.weight": clip.text.projection.weight.detach(), "logit_scale": clip.logit_scale.detach(),
+                "visual_projection.weight": clip.image.projection.weight.detach()}  # fmt: skip
+    save_file(tensors | more, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_whole_clip_of_today_and_of_2022(tmp_path, clip, old):
+    more = {f"{half}_model.embeddings.position_ids": torch.arange(5)[None] for half in ("text", "vision")} if old else {}
+    wrong = BOTH["text_config"] | {"hidden_size": 16}  # where it is said twice, transformers takes the other
+    said_twice = {"text_config": wrong, "text_config_dict": {"hidden_size": 8}, "vision_config_dict": None} if old else {}
+    loaded = load_clip(whole(tmp_path, clip, BOTH | said_twice, **more))
+    assert not loaded.training and loaded.config == clip.config
+    torch.testing.assert_close(loaded(IMAGES, IDS), clip(IMAGES, IDS), rtol=0, atol=0)
+
+
+def test_pictures_shifted_by_other_means_are_refused(tmp_path, clip):
+    about = whole(tmp_path, clip, BOTH) / "preprocessor_config.json"
+    about.write_text(json.dumps({"image_mean": list(MEAN), "image_std": [*STD[:2], STD[2] + 1e-9], "do_resize": True}))
+    load_clip(tmp_path)
+    about.write_text(json.dumps({"image_mean": list(MEAN), "image_std": [0.5, 0.5, 0.5]}))
+    with pytest.raises(ValueError, match=r"image_std = \[0.5, 0.5, 0.5\]"):
+        load_clip(tmp_path)
+
+
+def test_half_a_clip_is_no_clip(tmp_path, net):
+    with pytest.raises(ValueError, match='describes "CLIPTextModel": here minidiff reads CLIPModel'):
+        load_clip(folder_of(tmp_path, net, CONFIG, ""))
+
+
+@pytest.mark.parametrize("key, value", [
+    ("num_channels", 1), ("hidden_act", "relu"), ("image_size", [8, 8]), ("patch_size", None), ("layer_norm_eps", 1e-6),
+])  # fmt: skip
+def test_image_configs_we_cannot_honour_are_refused(key, value):
+    with pytest.raises(ValueError) as error:
+        image_options(BOTH | {"vision_config": BOTH["vision_config"] | {key: value}})
+    assert f"{key} = {value!r}, which this image encoder" in str(error.value)

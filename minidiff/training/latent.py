@@ -1,0 +1,103 @@
+"""Stage three of a latent diffusion model: a U-Net learns what latents look like that belong to a text.
+
+Pictures were encoded once, and the VAE answers with Gaussians, so every step draws its latents anew from the same table. A
+tenth of the texts is dropped: so the network also knows the answer to no text, which guidance needs (Ho & Salimans 2022).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion import Schedule, diffusion_loss
+from ..nets import CLIPText, UNet
+
+
+def deal(count: int, batch: int, seed: int = 0, start: int = 0) -> Iterator[Tensor]:
+    """Endless batches of indices below `count`, (batch,): a fresh permutation each epoch. Batch k depends on (seed, k) alone.
+
+    start: the first batch to give. ValueError, at the first batch, unless 1 <= batch <= count.
+    """
+    if not 1 <= batch <= count:
+        raise ValueError(f"a batch of {batch} from {count} scenes: take 1 to {count}")
+    rounds, k = count // batch, start
+    while True:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + k // rounds))
+        for i in range(k % rounds, rounds):
+            yield order[i * batch : (i + 1) * batch]
+        k = (k // rounds + 1) * rounds
+
+
+@dataclass
+class Lessons:
+    """N latents, each with its text and what the U-Net may see beside it; on the device where training is to run.
+
+    mean, std: (N, C, h, w), of the VAE's Gaussians, of about unit variance; std None: exactly the mean.
+    texts: (N, L, D) features of a frozen text encoder, or (N, L) ids for one that learns; nothing: the row of no text.
+    beside: (N, K, h, w) further channels, noisy by beside_std where that is given.
+    """
+
+    mean: Tensor
+    std: Tensor | None
+    texts: Tensor
+    nothing: Tensor
+    beside: Tensor | None = None
+    beside_std: Tensor | None = None
+    dropout: float = 0.1  # share of texts dropped
+
+    def batches(self, batch: int, seed: int = 0, start: int = 0) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Endless (latents (B, C, h, w), {"context": ..., "beside": ...}); what is drawn comes from torch's own generator."""
+        for chosen in deal(len(self.mean), batch, seed, start):
+            chosen = chosen.to(self.mean.device)
+            context = self.texts[chosen]
+            dropped = torch.rand(batch, device=context.device) < self.dropout
+            context = torch.where(dropped.view(-1, *[1] * (context.ndim - 1)), self.nothing, context)
+            given = {"context": context.float() if context.is_floating_point() else context}
+            if self.beside is not None:
+                given["beside"] = _drawn(self.beside, self.beside_std, chosen)
+            yield _drawn(self.mean, self.std, chosen), given
+
+
+def _drawn(mean: Tensor, std: Tensor | None, chosen: Tensor) -> Tensor:
+    z = mean[chosen].float()
+    return z if std is None else z + std[chosen].float() * torch.randn_like(z)
+
+
+class Reader(nn.Module):
+    """A U-Net and the text encoder that learns with it, as in Rombach et al. 2022, section 3.3: net(x, t, context=ids)."""
+
+    def __init__(self, unet: UNet, text: CLIPText):
+        super().__init__()
+        self.unet, self.text = unet, text
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return self.unet(x, t, context=self.text(context).tokens)
+
+
+def latent_loss(schedule: Schedule, predicts: str, **weighing) -> Callable:
+    """A loss for Trainer, on batches of Lessons; weighing: `min_snr` or `measured` of diffusion_loss."""
+
+    def loss(net: nn.Module, z: Tensor, given: dict[str, Tensor]) -> Tensor:
+        beside = given.get("beside")
+        ask = net if beside is None else lambda x, t, context: net(torch.cat([x, beside], dim=1), t, context=context)
+        return diffusion_loss(ask, z, schedule, predicts, **weighing, context=given["context"])
+
+    return loss
+
+
+def widened(unet: UNet, channels: int) -> UNet:
+    """A U-Net that takes `channels` and answers as this one does, whatever the new ones hold: they enter with weight zero.
+
+    So Stable Diffusion's own inpainting model was begun, says its card. ValueError for fewer channels than there are.
+    """
+    config = unet.config
+    more = (channels - config["in_channels"]) * config["patch"] ** 2
+    if more < 0:
+        raise ValueError(f"a U-Net of {config['in_channels']} channels cannot be widened to {channels}")
+    weights = unet.state_dict()
+    door = weights["conv_in.weight"]  # (width, channels * patch^2, 3, 3); those of one channel lie together
+    weights["conv_in.weight"] = torch.cat([door, door.new_zeros(len(door), more, 3, 3)], dim=1)
+    wide = UNet(**{**config, "in_channels": channels})
+    wide.load_state_dict(weights)
+    return wide

@@ -1,0 +1,250 @@
+"""train --stage, as a stranger meets it: toys of every part, in seconds, and what is said of every mistake."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import minidiff as md
+from minidiff.__main__ import main
+from minidiff.commands import stages
+from minidiff.commands.lessons import Cache
+from minidiff.training.checkpoint import read_tensors
+
+TINY = {
+    "vae": "size=16 scenes=16 channels=8,8,8 batch=4 steps=2",
+    "clip": "size=16 scenes=16 dim=8 layers=1 heads=2 projection=8 image_dim=8 image_layers=1 image_heads=2 batch=4 steps=2",
+    "unet": "scenes=16 channels=8,16 batch=4 steps=3 walk=2 text_dim=8 text_layers=1 text_heads=2",
+    "variant": "scenes=16 batch=4 steps=2",
+    "pixels": "size=16 scenes=16 channels=8,16 attention=0,1 batch=4 steps=2 walk=2 text_dim=8 text_layers=1 text_heads=2",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    """A look at one new scene in place of many, and no curves, which take longer to draw than a toy to train."""
+    from minidiff import plot
+    from minidiff.commands import works
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(works, "SHOWN", {"vae": 8, "clip": 16, "unet": 1})
+    patch.setattr(plot, "show_losses", lambda losses, title, file: file.write_text(f"{title}: {len(losses)}"))
+    yield
+    patch.undo()
+
+
+def train(stage, out, *options, tiny=None):
+    names = ("vae", "clip", "unet") if stage == "all" else (tiny or stage,)
+    numbers = [f"{'unet' if name == 'variant' else name}.{one}" for name in names for one in TINY[name].split()]
+    return main(["train", "--stage", stage, "--out", str(out), "--set", *numbers, *options])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "sd"
+    assert train("all", out) == 0
+    return out
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(made, tmp_path / "copy")
+
+
+def digests(folder):
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*")) if path.is_file()}  # fmt: skip
+
+
+def opened(folder):
+    pipe = md.StableDiffusion.from_pretrained(folder)
+    pipe.progress = False
+    return pipe
+
+
+def training(folder):
+    return json.loads((folder / "config.json").read_text())["training"]
+
+
+def test_one_command_makes_a_whole_model(made):
+    parts = ("vae", "clip", "tokenizer", "unet", "scheduler", "cache", "model_index.json", "samples.png")
+    assert sorted(path.name for path in made.iterdir()) == sorted(parts)
+    assert {"losses.csv", "loss.png", "copies.png"} <= {path.name for path in (made / "vae").iterdir()}
+    assert not list(made.rglob("trainer.safetensors")) and not list(made.rglob("*.part"))
+    pipe = opened(made)
+    assert pipe("a small red circle left of a blue star on a white background").shape == (1, 3, 16, 16)
+    assert (pipe.size, pipe.steps, pipe.vae.stride) == (16, 2, 4)
+    assert training(made / "unet")["step"] == training(made / "unet")["settings"]["steps"] == 3
+    clip = md.load_clip(made / "clip")
+    assert clip(torch.zeros(2, 3, 16, 16), pipe.tokenizer(["a star", "a heart"])).shape == (2, 2)
+
+
+def test_latents_are_of_unit_variance(made):
+    pipe, cache = opened(made), Cache(made / "cache", 16, 16, 0)
+    mean, std = cache.latents(pipe.vae)
+    draws = mean.float() + std.float() * torch.randn(mean.shape)
+    assert abs(draws.mean()) < 0.1 and abs(draws.std() - 1) < 0.1
+    assert pipe.vae.scale != 0.18215
+    texts, nothing = cache.texts("clip", pipe.tokenizer, pipe.text_encoder)
+    with torch.no_grad():
+        said = pipe.encode_text([cache.captions[3], ""])
+    torch.testing.assert_close(torch.cat([texts[3:4], nothing]).float(), said, rtol=1e-2, atol=1e-2)
+
+
+def test_the_same_seed_makes_the_same_model(made, tmp_path):
+    assert train("all", tmp_path / "again") == 0
+    a, b = digests(made), digests(tmp_path / "again")
+    assert {name for name in a if a[name] != b.get(name)} == set() and a.keys() == b.keys()
+
+
+@pytest.mark.parametrize("text", ["joint", "tuned"])
+def test_text_encoders_that_learn_with_the_unet(run, text):
+    frozen = digests(run / "clip")
+    assert train("unet", run, "--text", text) == 0
+    pipe = opened(run / text)
+    assert pipe("a star").shape == (1, 3, 16, 16)
+    assert digests(run / "clip") == frozen
+    clips = md.load_clip_text(run / "clip")
+    same = [a.equal(b) for a, b in zip(pipe.text_encoder.state_dict().values(), clips.state_dict().values(), strict=False)]
+    assert not all(same) and (pipe.text_encoder.config["projection"] is None) == (text == "joint")
+    assert train("unet", run, "--text", text, "--variant", "depth", tiny="variant") == 0
+    assert opened(run / text / "depth").text_encoder.state_dict()["tokens.weight"].equal(
+        pipe.text_encoder.state_dict()["tokens.weight"])  # fmt: skip
+
+
+@pytest.mark.parametrize("variant, channels", [("inpaint", 9), ("depth", 5)])
+def test_variants_go_on_from_the_base(run, variant, channels):
+    assert train("unet", run, "--variant", variant, tiny="variant") == 0
+    pipe, scene = opened(run / variant), md.data.Shapes(1, 16)[0]
+    assert pipe.unet.config["in_channels"] == channels
+    image, mask = scene.image[None], scene.mask[None]
+    drawn = pipe.inpaint("a star", image, mask) if variant == "inpaint" else pipe.depth2img("a star", image, -scene.depth[None])
+    assert drawn.shape == image.shape
+    assert sorted(path.name for path in (run / variant).iterdir()) == ["model_index.json", "samples.png", "unet"]
+    base, door = opened(run).unet.state_dict()["conv_in.weight"], pipe.unet.state_dict()["conv_in.weight"]
+    assert (door[:, :4] - base).abs().max() < 0.1 * base.abs().max() and door[:, 4:].abs().max() > 0
+
+
+def test_what_a_variant_learns_from(made, tmp_path):
+    pipe, cache = opened(made), Cache(tmp_path, 30, 16, 0)
+    scenes = md.data.captions.Captioned(30, 16, 0)
+    near = cache.depths(4)
+    assert near.shape == (30, 1, 4, 4) and near.amin() == -1 and near.amax() == 1
+    wanted = md.pipelines.inputs.depth_map(-scenes[7].depth[None], scenes[7].image[None], 4)
+    torch.testing.assert_close(near[7:8].float(), wanted, rtol=1e-3, atol=1e-3)
+    beside, std = cache.hidden(pipe.vae)
+    assert beside.shape == (30, 5, 4, 4) and set(beside[:, 0].unique().tolist()) == {0.0, 1.0} and std[:, 0].abs().max() == 0
+    masks = list(cache._masks())
+    assert 0.1 < torch.stack(masks).mean() < 0.6
+    covers = [bool((mask >= scenes[i].mask).all()) for i, mask in enumerate(masks)]
+    assert 5 < sum(covers) < 30  # all objects hidden: at least where the mask is theirs
+    i = covers.index(True)
+    image = scenes[i].image[None] * (masks[i] < 0.5)
+    torch.testing.assert_close(beside[i : i + 1, 1:].float(), pipe.encode(image, sample=False), rtol=1e-2, atol=2e-2)
+
+
+def test_one_stage_on_pixels(tmp_path):
+    assert train("pixels", tmp_path) == 0
+    pipe = opened(tmp_path)
+    assert type(pipe.vae).__name__ == "Pixels" and pipe("two hearts").shape == (1, 3, 16, 16)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("stage", ["vae", "unet"])
+def test_a_stage_that_was_stopped_ends_where_the_whole_one_does(run, tmp_path, monkeypatch, capsys, stage):
+    whole = shutil.copytree(run, tmp_path / "whole")
+    assert train(stage, whole, "--every", "1", "--seed", "3", "--fresh-cache") == 0
+    keep = stages.keep
+
+    def pull_the_plug(*args):
+        keep(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "keep", pull_the_plug)
+    assert train(stage, run, "--every", "1", "--seed", "3", "--fresh-cache") == 130
+    monkeypatch.undo()
+    assert training(run / stage)["step"] == 1
+    if stage == "vae":
+        capsys.readouterr()
+        assert train("unet", run) == 2  # not on half a VAE
+        assert "run `python -m minidiff train --stage vae" in capsys.readouterr().err
+    assert main(["train", "--stage", stage, "--out", str(run), "--resume"]) == 0  # with the numbers it was begun with
+    assert digests(run / stage) == digests(whole / stage)
+    assert main(["train", "--stage", stage, "--out", str(run), "--resume"]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_minutes_are_shared_and_become_steps_that_are_kept(tmp_path, capsys):
+    assert train("all", tmp_path / "timed", "--minutes", "0.01") == 0
+    told = capsys.readouterr().out
+    assert "0.0015 minutes" in told and "0.007 minutes" in told and "stage 3 of 3: unet" in told
+    steps = training(tmp_path / "timed" / "vae")["settings"]["steps"]
+    assert f"--set vae.steps={steps} repeats this run" in told
+    assert train("vae", tmp_path / "counted", "--set", *[f"vae.{one}" for one in TINY["vae"].split()[:-1]],
+                 f"vae.steps={steps}") == 0  # fmt: skip
+    assert digests(tmp_path / "counted" / "vae") == digests(tmp_path / "timed" / "vae")
+
+
+def test_a_critic_may_judge(tmp_path):
+    assert train("vae", tmp_path, "--set", *TINY["vae"].split(), "judge=0.1") == 0
+    assert set(read_tensors(tmp_path / "vae" / "model.safetensors")) == set(md.load_vae(tmp_path / "vae").state_dict())
+
+
+def test_sample_draws_from_words(made, tmp_path, capsys):
+    out = tmp_path / "x.png"
+    assert main(["sample", "two stars", "", "--model", str(made), "--each", "3", "--out", str(out), "--gif"]) == 0
+    assert Image.open(out).size[0] > 3 * 16 and Image.open(tmp_path / "x.gif").n_frames == 2
+
+
+@pytest.mark.parametrize("error, command", [
+    ("train --stage vae --out NEW` first", ["train", "--stage", "unet", "--out", "NEW"]),
+    ("train --stage clip --out NOCLIP` first", ["train", "--stage", "unet", "--out", "NOCLIP"]),
+    ("train --stage unet --out NEW` first", ["train", "--stage", "unet", "--variant", "depth", "--out", "NEW"]),
+    ("--stage unet --text joint --out RUN` first",
+     ["train", "--stage", "unet", "--variant", "depth", "--text", "joint", "--out", "RUN"]),
+    ("--fresh-cache makes it anew", ["train", "--stage", "unet", "--set", "scenes=20", "--out", "RUN"]),
+    ("has no wings, but steps", ["train", "--stage", "vae", "--set", "vae.wings=2"]),
+    ("fast is no float, as 0.002 is", ["train", "--stage", "vae", "--set", "lr=fast"]),
+    ("write STAGE.NAME=VALUE", ["train", "--stage", "all", "--set", "scenes=3"]),
+    ("write NAME=VALUE", ["train", "--stage", "vae", "--set", "scenes"]),
+    ("give --set channels=", ["train", "--stage", "vae", "--channels", "8,8"]),
+    ("--text and --variant are of --stage unet", ["train", "--stage", "vae", "--text", "joint"]),
+    ("--stage all trains a base", ["train", "--stage", "all", "--variant", "depth"]),
+    ("say which by --stage", ["train", "--text", "joint"]),
+    ('"dragon"', ["sample", "a red dragon", "--model", "RUN"]),
+    ("tokens and 30 fit", ["sample", "a red star " * 100, "--model", "RUN"]),
+    ("draws from words", ["sample", "RUN"]),
+    ("--classes is for the folder", ["sample", "a star", "--classes", "7", "--model", "RUN"]),
+    ("draw at least one", ["sample", "a star", "--each", "0", "--model", "RUN"]),
+    ("no/such", ["sample", "a star", "--model", "no/such"]),
+])  # fmt: skip
+def test_mistakes_are_told_in_one_line(made, tmp_path, capsys, error, command):
+    places = {"RUN": made, "NEW": tmp_path / "new", "NOCLIP": tmp_path / "noclip"}
+    if "NOCLIP" in command:
+        shutil.copytree(made / "vae", tmp_path / "noclip" / "vae")
+    if command[0] == "train" and "--out" not in command:
+        command = [*command, "--out", str(tmp_path / "new")]
+    before = digests(made)
+    assert main([str(places.get(part, part)) for part in command]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    for name, place in places.items():
+        error = error.replace(name, str(place)) if f"--out {name}`" in error else error
+    assert error in message and message.startswith(f"minidiff {command[0]}: ")
+    assert digests(made) == before and not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_while_caching(run, capsys, monkeypatch):
+    shutil.rmtree(run / "cache")
+    from minidiff.training import cache
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "write_file", full)
+    assert train("unet", run) == 2
+    assert "make room" in capsys.readouterr().err.splitlines()[-1]
+    assert not list((run / "cache").iterdir()) and opened(run)("a star").shape == (1, 3, 16, 16)
