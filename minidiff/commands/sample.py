@@ -12,12 +12,11 @@ import torch
 from tqdm.auto import tqdm
 
 from .. import plot
-from ..diffusion import ddim, ddpm, dpmpp_2m
+from ..diffusion import SAMPLERS
 from ..pipelines import ClassToImage, StableDiffusion
 from .common import device_argument, pick_device
 
 NAME, HELP = "sample", "draw images from words, or from a trained model"
-SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "dpmpp_2m": dpmpp_2m}
 
 
 def arguments(parser):

@@ -10,9 +10,13 @@ from .samplers import Sampler, State, ddim, ddpm, euler, euler_ancestral, heun, 
 from .schedule import CLEAN, Level, Schedule
 from .steps import ddim_step, ddpm_step
 
+SAMPLERS = {sampler.__name__: sampler for sampler in (
+    ddpm, ddim, euler, euler_ancestral, heun, lms, plms, dpmpp_2m, dpmpp_2m_sde,
+)}  # fmt: skip  # by name, for a command line or a file; any other function of their kind does as well
+
 __all__ = [
-    "CLEAN", "DatasetDenoiser", "Denoiser", "Estimate", "GaussianDenoiser", "Level", "Sampler", "Schedule", "State",
-    "add_noise", "classifier_free", "clipped", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss",
+    "CLEAN", "SAMPLERS", "DatasetDenoiser", "Denoiser", "Estimate", "GaussianDenoiser", "Level", "Sampler", "Schedule",
+    "State", "add_noise", "classifier_free", "clipped", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss",
     "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "heun", "inpainting", "invert", "lms", "measured_weight",
     "min_snr_weight", "plms", "predict_eps", "predict_x0", "sample", "target", "to_estimate", "velocity",
 ]  # fmt: skip

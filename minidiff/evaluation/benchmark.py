@@ -15,19 +15,8 @@ from statistics import median
 import torch
 from torch import Generator, Tensor
 
-from ..diffusion import CLEAN, DatasetDenoiser, Denoiser, Level, Sampler, Schedule, denoiser, multistep, samplers
+from ..diffusion import CLEAN, SAMPLERS, DatasetDenoiser, Denoiser, Level, Sampler, Schedule, denoiser, samplers
 
-SAMPLERS = {
-    "ddpm": samplers.ddpm,
-    "ddim": samplers.ddim,
-    "euler": samplers.euler,
-    "euler_ancestral": samplers.euler_ancestral,
-    "heun": samplers.heun,
-    "lms": multistep.lms,
-    "plms": multistep.plms,
-    "dpmpp_2m": multistep.dpmpp_2m,
-    "dpmpp_2m_sde": multistep.dpmpp_2m_sde,
-}
 SCHEDULE = Schedule.scaled_linear()  # Stable Diffusion's
 STEPS = (5, 7, 10, 15, 20, 30, 50)  # of the walks whose errors are drawn
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import diffusion
-from ..diffusion import Level, Sampler
+from ..diffusion import SAMPLERS, Level, Sampler
 from ..pretrained import Recipe, Tokenizer, load_clip_text, load_unet, load_vae, read_scheduler
 from ..pretrained.folders import find, read_folder_json
 from ..training import save
@@ -23,7 +22,6 @@ from ..training.checkpoint import write_file
 from .class_to_image import make_schedule
 
 WEIGHTS = Path(__file__).parents[1] / "weights"  # what comes with minidiff
-SAMPLERS = ("ddim", "ddpm", "euler", "euler_ancestral", "heun", "lms", "plms", "dpmpp_2m", "dpmpp_2m_sde")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SETTINGS = ("size", "steps", "guidance_scale")
 TRAIN = "`python -m minidiff train --stage all --out runs/sd` makes one, for from_pretrained(\"runs/sd\")"
@@ -40,7 +38,7 @@ class OwnRecipe(Recipe):
         if sampler not in SAMPLERS:
             raise ValueError(f'there is no sampler "{sampler}": take one of {", ".join(SAMPLERS)}')
         config = {"class": "OwnRecipe", "schedule": schedule, "predicts": predicts, "sampler": sampler, "spacing": spacing}
-        super().__init__(make_schedule(**schedule), predicts, getattr(diffusion, sampler), None, config)
+        super().__init__(make_schedule(**schedule), predicts, SAMPLERS[sampler], None, config)
 
     def levels(self, n: int, sampler: Sampler | None = None) -> list[Level]:
         """The n + 1 levels of a walk. Raises ValueError for n outside 1 ... T."""

@@ -157,5 +157,13 @@ def test_folders_that_are_not_whole_are_named(tmp_path, monkeypatch):
         opened("shapes")
     tiny().save("other")
     spoil(Path("other") / "scheduler" / "scheduler_config.json", sampler="magic")
-    with pytest.raises(ValueError, match='no sampler "magic": take one of ddim'):
+    with pytest.raises(ValueError, match='no sampler "magic": take one of ddpm, ddim, .*, dpmpp_2m_sde$'):
         opened("other")
+
+
+@pytest.mark.parametrize("schedule", [{"name": "scaled_linear"}, {"name": "flow"}])
+def test_a_walk_begins_with_as_much_noise_as_its_first_level_has(schedule):
+    recipe, noise = OwnRecipe(schedule, "x0", spacing="leading"), torch.ones(1, 4, 2, 2)
+    first = recipe.levels(5)[0]
+    assert first.sigma < 1  # or it would be no question
+    torch.testing.assert_close(recipe.start(noise, first), first.sigma * noise)
