@@ -130,7 +130,7 @@ class DiT(nn.Module):
 
     (B, C, H, W), (B,), labels (B,), tokens (B, L, context_dim), a vector (B, pooled_dim) -> (B, out, H, W). H and W divide by
     `patch` and are at most `size`. Without y, a network with classes answers for the null class. Text is told in two ways:
-    tokens stand in one row with those of the image, all under the same weights ("DiT" in Esser et al. 2024, section 5.2.2);
+    tokens stand in one row with those of the image, all under the same weights ("DiT" in Esser et al. 2024, section 5.2.3);
     a vector is added to the embedding of t. Wrong shapes, labels and batch sizes raise ValueError before any work is done.
     """
 
@@ -194,10 +194,10 @@ def check(config: dict, x: Tensor, t: Tensor, context: Tensor | None, pooled: Te
         raise ValueError(f"images of shape {tuple(x.shape)}: this network takes (B, {channels}, H, W)")
     (height, width), rows = x.shape[2:], x.shape[0]
     if height % patch or width % patch:
-        raise ValueError(f"images of {height}x{width} pixels do not divide into this network's patches of {patch}x{patch}: "
+        raise ValueError(f"inputs of {height}x{width} do not divide into this network's patches of {patch}x{patch}: "
                          "pad or resize them")
     if max(height, width) > size:
-        raise ValueError(f"images of {height}x{width} pixels: this network has positions for {size}x{size} at most")
+        raise ValueError(f"inputs of {height}x{width}: this network has positions for {size}x{size} at most")
     for name, value in (("t", t), ("y", y), ("context", context), ("pooled", pooled)):
         if value is not None and tuple(value.shape[:1]) != (rows,):
             raise ValueError(f"{name} of shape {tuple(value.shape)} for a batch of {rows} images: give one row per image")

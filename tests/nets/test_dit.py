@@ -206,7 +206,7 @@ def test_bad_input_is_named():
         r"takes \(B, 2, H, W\)": lambda: net(torch.zeros(3, 3, 8, 8), t),
         r"shape \(2, 8, 8\): .*takes": lambda: net(torch.zeros(2, 8, 8), t),
         "patches of 2x2: pad": lambda: net(torch.zeros(3, 2, 7, 8), t),
-        "images of 8x14 pixels: .* 12x12 at most": lambda: net(torch.zeros(3, 2, 8, 14), t),
+        "inputs of 8x14: .* 12x12 at most": lambda: net(torch.zeros(3, 2, 8, 14), t),
         r"t of shape \(2,\) for a batch of 3": lambda: net(x, t[:2]),
         r"t of shape \(\) for a batch of 3": lambda: net(x, t[0]),
         r"y of shape \(1,\)": lambda: net(x, t, torch.tensor([1])),
