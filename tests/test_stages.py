@@ -12,12 +12,16 @@ import minidiff as md
 from minidiff.__main__ import main
 from minidiff.commands import stages
 from minidiff.commands.lessons import Cache
+from minidiff.commands.works import reader
+from minidiff.data.captions import Captioned
+from minidiff.data.grammar import WORDS
+from minidiff.pretrained import words_tokenizer
 from minidiff.training.checkpoint import read_tensors
 
 TINY = {
     "vae": "size=16 scenes=16 channels=8,8,8 batch=4 steps=2",
     "clip": "size=16 scenes=16 dim=8 layers=1 heads=2 projection=8 image_dim=8 image_layers=1 image_heads=2 batch=4 steps=2",
-    "unet": "scenes=16 channels=8,16 batch=4 steps=3 walk=2 text_dim=8 text_layers=1 text_heads=2",
+    "unet": "scenes=16 channels=8,16 attention=0,1 patch=1 batch=4 steps=3 walk=2 text_dim=8 text_layers=1 text_heads=2",
     "variant": "scenes=16 batch=4 steps=2",
     "pixels": "size=16 scenes=16 channels=8,16 attention=0,1 batch=4 steps=2 walk=2 text_dim=8 text_layers=1 text_heads=2",
 }
@@ -57,7 +61,7 @@ def run(made, tmp_path):
 
 def digests(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}  # fmt: skip
+            for path in sorted(folder.rglob("*")) if path.is_file() and path.name != stages.TIME}  # fmt: skip
 
 
 def opened(folder):
@@ -99,6 +103,15 @@ def test_the_same_seed_makes_the_same_model(made, tmp_path):
     assert train("all", tmp_path / "again") == 0
     a, b = digests(made), digests(tmp_path / "again")
     assert {name for name in a if a[name] != b.get(name)} == set() and a.keys() == b.keys()
+
+
+def test_words_part_early():
+    """Two sentences that differ in one word, as an untrained encoder has them: that word's vectors lie far apart."""
+    tokenizer = words_tokenizer(WORDS, 16)
+    torch.manual_seed(0)
+    tokens = reader(tokenizer, 64, 2, 2)(tokenizer(["a red circle", "a blue circle"])).tokens
+    alike = torch.cosine_similarity(*tokens, dim=1)  # of start, a, the colour, circle
+    assert alike[:2].min() > 0.999 and alike[2] < 0.5 and alike[3] > 0.5
 
 
 @pytest.mark.parametrize("text", ["joint", "tuned"])
@@ -147,6 +160,16 @@ def test_what_a_variant_learns_from(made, tmp_path):
     torch.testing.assert_close(beside[i : i + 1, 1:].float(), pipe.encode(image, sample=False), rtol=1e-2, atol=2e-2)
 
 
+def test_the_easy_scenes_show_one_large_object(tmp_path):
+    cache = Cache(tmp_path, 60, 16, seed=0)
+    told = Captioned(60, 16, seed=0)
+    for i in range(60):
+        things = told.plan(i)[0]
+        assert (i in cache.easy()) == (len(things) == 1 and things[0].size == "large")
+    with pytest.raises(ValueError, match="none of 1 scenes shows one large object: give more scenes, or easy=0"):
+        Cache(tmp_path, 1, 16, seed=next(s for s in range(9) if len(Captioned(1, 16, s).plan(0)[0]) > 1)).easy()
+
+
 def test_one_stage_on_pixels(tmp_path):
     assert train("pixels", tmp_path) == 0
     pipe = opened(tmp_path)
@@ -168,12 +191,14 @@ def test_a_stage_that_was_stopped_ends_where_the_whole_one_does(run, tmp_path, m
     assert train(stage, run, "--every", "1", "--seed", "3", "--fresh-cache") == 130
     monkeypatch.undo()
     assert training(run / stage)["step"] == 1
+    (run / stage / stages.TIME).write_text('{"minutes": 50, "machine": "another"}')  # it took long, before it was stopped
     if stage == "vae":
         capsys.readouterr()
         assert train("unet", run) == 2  # not on half a VAE
         assert "run `python -m minidiff train --stage vae" in capsys.readouterr().err
     assert main(["train", "--stage", stage, "--out", str(run), "--resume"]) == 0  # with the numbers it was begun with
     assert digests(run / stage) == digests(whole / stage)
+    assert json.loads((run / stage / stages.TIME).read_text())["minutes"] >= 50
     assert main(["train", "--stage", stage, "--out", str(run), "--resume"]) == 0
     assert "is finished" in capsys.readouterr().out
 
@@ -181,7 +206,7 @@ def test_a_stage_that_was_stopped_ends_where_the_whole_one_does(run, tmp_path, m
 def test_minutes_are_shared_and_become_steps_that_are_kept(tmp_path, capsys):
     assert train("all", tmp_path / "timed", "--minutes", "0.01") == 0
     told = capsys.readouterr().out
-    assert "0.0015 minutes" in told and "0.007 minutes" in told and "stage 3 of 3: unet" in told
+    assert "0.0012 minutes" in told and "0.0076 minutes" in told and "stage 3 of 3: unet" in told
     steps = training(tmp_path / "timed" / "vae")["settings"]["steps"]
     assert f"--set vae.steps={steps} repeats this run" in told
     assert train("vae", tmp_path / "counted", "--set", *[f"vae.{one}" for one in TINY["vae"].split()[:-1]],
@@ -198,6 +223,30 @@ def test_sample_draws_from_words(made, tmp_path, capsys):
     out = tmp_path / "x.png"
     assert main(["sample", "two stars", "", "--model", str(made), "--each", "3", "--out", str(out), "--gif"]) == 0
     assert Image.open(out).size[0] > 3 * 16 and Image.open(tmp_path / "x.gif").n_frames == 2
+
+
+def test_a_packed_model_draws_alone_and_says_how_it_was_made(run, tmp_path, capsys):
+    assert train("unet", run, "--text", "joint") == 0
+    assert train("unet", run, "--text", "joint", "--variant", "depth", tiny="variant") == 0
+    whole = opened(run / "joint")
+    for name in ("unet", "text_encoder"):  # numbers that half precision holds, so that the pictures must be equal
+        part = getattr(whole, name)
+        part.load_state_dict({key: value.half().float() for key, value in part.state_dict().items()})
+    whole.vae.load_state_dict({key: value.half().float() for key, value in whole.vae.state_dict().items()})
+    packed = tmp_path / "packed"
+    assert main(["pack", str(run / "joint"), "--out", str(packed)]) == 0
+    shutil.rmtree(run)
+    alone, seed = opened(packed), torch.Generator
+    assert alone("a star", generator=seed().manual_seed(0)).equal(whole("a star", generator=seed().manual_seed(0)))
+    assert all(w.dtype == torch.float16 for w in read_tensors(packed / "unet" / "model.safetensors").values())
+    assert not list(packed.rglob("trainer*")) and not list(packed.rglob("*.png"))
+    depth = opened(packed / "depth").depth2img("a star", torch.zeros(1, 3, 16, 16), torch.rand(1, 1, 16, 16))
+    assert depth.shape == (1, 3, 16, 16) and (packed / "clip" / "config.json").is_file()
+    card = (packed / "README.md").read_text()
+    assert "`python -m minidiff train --stage unet --text joint --set steps=3 batch=4 scenes=16 walk=2" in card
+    assert "--stage unet --text joint --variant depth --set steps=2" in card and "| clip |" not in card and "/clip | " in card
+    capsys.readouterr()
+    assert main(["pack", str(packed), "--out", str(packed)]) == 2 and "is there already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error, command", [
@@ -248,3 +297,20 @@ def test_a_full_disk_while_caching(run, capsys, monkeypatch):
     assert train("unet", run) == 2
     assert "make room" in capsys.readouterr().err.splitlines()[-1]
     assert not list((run / "cache").iterdir()) and opened(run)("a star").shape == (1, 3, 16, 16)
+
+
+def test_a_full_disk_at_a_checkpoint_is_told_and_the_run_goes_on_after_it(made, run, tmp_path, capsys, monkeypatch):
+    from minidiff.training import checkpoint
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    shutil.rmtree(run / "unet")
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint.os, "fsync", full)
+        assert train("unet", run) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("minidiff train: the disk is full") and "trainer.safetensors" in told and "--resume" in told
+    assert not any(run.rglob("*.part"))
+    assert train("unet", run, "--resume") == 0
+    assert digests(run / "unet") == digests(made / "unet")

@@ -1,6 +1,7 @@
 """What several commands need: a device, a dataset by name, precision, how many steps fit into the time there is."""
 
 import argparse
+import platform
 import time
 
 import torch
@@ -22,6 +23,13 @@ def pick_device(name: str | None) -> str:
     if not there.get(name.split(":")[0]):
         raise ValueError(f"this machine has no {name}: take {', '.join(d for d, present in there.items() if present)}")
     return name
+
+
+def machine(device: str) -> str:
+    """What a network is trained on, in words: the class of machine that a figure of time needs beside it."""
+    if device.startswith("cuda"):
+        return f"one {torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{torch.get_num_threads()} {platform.machine()} cores, torch {torch.__version__}"
 
 
 def fast_in_bf16(device: str) -> bool:

@@ -18,10 +18,10 @@ from ..training.cache import cached, fingerprint
 
 
 @lru_cache(maxsize=2)
-def scenes(n: int, size: int, seed: int) -> tuple[Tensor, list[str]]:
-    """n captioned scenes to learn from: uint8 (n, 3, size, size), and what they are said to be."""
-    pixels, captions = Captioned(n, size, seed).tensors()
-    return pixels, list(captions)
+def scenes(n: int, size: int, seed: int) -> tuple[Tensor, list[str], Captioned]:
+    """n captioned scenes to learn from: uint8 (n, 3, size, size), what they are said to be, and all that is known of them."""
+    told = Captioned(n, size, seed)
+    return *told.tensors(), told
 
 
 class Cache:
@@ -32,8 +32,7 @@ class Cache:
 
     def __init__(self, folder: Path, n: int, size: int, seed: int, device: str = "cpu", fresh: bool = False):
         self.folder, self.of, self.device, self.fresh = folder, (n, size, seed), device, fresh
-        self.pixels, self.captions = scenes(*self.of)
-        self.plans = Captioned(*self.of)
+        self.pixels, self.captions, self.told = scenes(*self.of)
 
     def latents(self, vae: nn.Module) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of the scenes' latents, of unit variance: float16 (n, C, h, w) each."""
@@ -62,16 +61,23 @@ class Cache:
         mean, std = _unit(vae, kept)
         return torch.cat([kept["mask"], mean], dim=1), torch.cat([torch.zeros_like(kept["mask"]), std], dim=1)
 
+    def easy(self) -> Tensor:
+        """The numbers of the scenes to begin with: one large object each, where a word changes the most. ValueError: none."""
+        alone = [i for i in range(len(self.pixels)) if [a.size for a in self.told.plan(i)[0]] == ["large"]]
+        if not alone:
+            raise ValueError(f"none of {len(self.pixels)} scenes shows one large object: give more scenes, or easy=0")
+        return torch.tensor(alone)
+
     def depths(self, stride: int) -> Tensor:
         """How near everything is, as `depth2img` will be told: float16 (n, 1, h, w), -1 farthest, 1 nearest."""
-        drawn = (draw([self.plans.plan(i)[0] for i in part], self.pixels.shape[-1])[1] for part in self._chunks())
+        drawn = (draw([self.told.plan(i)[0] for i in part], self.pixels.shape[-1])[1] for part in self._chunks())
         return torch.cat([depth_map(-depth, depth, stride).half() for depth in drawn])
 
     def _masks(self) -> Iterator[Tensor]:
         """One for each scene, (1, H, W): a box anywhere, a box round one object, or all objects and a little more."""
         n, size, seed = self.of
         for i in range(n):
-            random, things = np.random.default_rng([seed, i, 9]), self.plans.plan(i)[0]
+            random, things = np.random.default_rng([seed, i, 9]), self.told.plan(i)[0]
             kind, mask = int(random.random() * 3), torch.zeros(1, size, size)
             if kind == 2:
                 yield (silhouettes(things, size, grow=1.3).amax(0, keepdim=True) > 0).float()

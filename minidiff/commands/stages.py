@@ -5,6 +5,7 @@ the config.json of the part they made.
 """
 
 import ast
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import fields
@@ -16,18 +17,19 @@ import torch
 from .. import plot
 from ..training import TrainConfig, Trainer
 from ..training.checkpoint import read_json, write_file
-from .common import fast_in_bf16, pick_device, steps_in
+from .common import fast_in_bf16, machine, pick_device, steps_in
 from .works import WORKS, Job, Work, unfinished
 
 ORDER = ("vae", "clip", "unet")  # of --stage all
-SHARES = {"vae": 0.15, "clip": 0.15, "unet": 0.7}  # of its minutes
+SHARES = {"vae": 0.12, "clip": 0.12, "unet": 0.76}  # of its minutes
 DRAWING = 0.05  # of a stage's minutes: to save, to measure, to draw
+TIME = "time.json"  # how long it took, and where; beside config.json, which is the same wherever a run is repeated
 
 TRAINING = ("lr", "warmup", "decay", "accumulate", "ema", "optimizer", "every")
-RUN = {"steps": 4000, "batch": 64, "scenes": 20_000} | {name: getattr(TrainConfig, name) for name in TRAINING}
-TEXT = {"length": 32, "text_dim": 128, "text_layers": 4, "text_heads": 4}  # of a text encoder that learns with the U-Net
+RUN = {"steps": 4000, "batch": 64, "scenes": 40_000} | {name: getattr(TrainConfig, name) for name in TRAINING}
+TEXT = {"length": 32, "text_dim": 128, "text_layers": 2, "text_heads": 2}  # of a text encoder that learns with the U-Net
 DIFFUSION = {
-    "schedule": "flow", "shift": 1.0, "predicts": "x0", "measured": "flow", "min_snr": None, "dropout": 0.1,
+    "schedule": "flow", "shift": 3.0, "predicts": "x0", "measured": "flow", "min_snr": None, "dropout": 0.1, "easy": 0.25,
     "sampler": "ddim", "spacing": "trailing", "walk": 30, "guidance": 3.0,  # how to draw with it, if nothing else is said
 }  # fmt: skip
 SETTINGS = {
@@ -35,9 +37,9 @@ SETTINGS = {
                   "beta": 0.01, "judge": 0.0, "batch": 16},
     "clip": RUN | {"size": 64, "length": 32, "dim": 128, "layers": 4, "heads": 4, "projection": 128,
                    "patch": 8, "image_dim": 128, "image_layers": 4, "image_heads": 4, "batch": 128, "lr": 1e-3},
-    "unet": RUN | DIFFUSION | TEXT | {"channels": (64, 128), "attention": (False, True), "layers": 1, "patch": 1,
-                                      "shortcut": True, "depth": 1},
-    "variant": RUN | {"steps": 1000, "lr": 5e-4, "measured": "flow", "min_snr": None, "dropout": 0.1},
+    "unet": RUN | DIFFUSION | TEXT | {"channels": (128,), "attention": (True,), "layers": 1, "patch": 2, "shortcut": True,
+                                      "depth": 1, "lr": 6e-3},
+    "variant": RUN | {"steps": 1000, "lr": 5e-4, "measured": "flow", "min_snr": None, "dropout": 0.1, "easy": 0.0},
     "pixels": RUN | DIFFUSION | TEXT | {"size": 32, "channels": (64, 128, 128), "attention": (False, True, True), "layers": 1,
                                         "patch": 2, "shortcut": True, "depth": 1},
 }  # fmt: skip
@@ -119,13 +121,14 @@ def learn(job: Job, minutes: float | None = None, precision: str = "auto", resum
     minutes: from now, with all that is prepared; the number of steps that fit takes the place of settings.steps.
     """
     began = time.perf_counter()
-    stopped = resume and (job.folder / "config.json").is_file()
+    stopped, spent = resume and (job.folder / "config.json").is_file(), 0.0
     if stopped:
         if not unfinished(job.folder):
             print(f"{job.folder} is finished")
             return
         training = read_json(job.folder / "config.json")["training"]
         job = job._replace(settings=SimpleNamespace(**training["settings"]), seed=training["seed"])
+        spent = read_json(job.folder / TIME)["minutes"]
     s = job.settings
     bf16 = {"auto": fast_in_bf16(job.device), "fp32": False, "bf16": True}[precision]
     bf16 = bf16 and job.stage != "clip"  # cosines, times up to 100, want more digits
@@ -145,17 +148,23 @@ def learn(job: Job, minutes: float | None = None, precision: str = "auto", resum
     if stopped:
         t.load_state(job.folder)
         print(f"{job.stage} goes on from step {t.step} of {s.steps}")
-    t.fit(work.feed(t.step * s.accumulate), after=lambda t: keep(t, job, work))
-    keep(t, job, work)
+
+    def write(t: Trainer) -> None:
+        keep(t, job, work, spent + (time.perf_counter() - began) / 60)
+
+    t.fit(work.feed(t.step * s.accumulate), after=write)
+    write(t)
     work.show(t.ema.net)
     (job.folder / "trainer.safetensors").unlink()  # four times the weights, and of no use any more
     parameters = sum(p.numel() for p in t.net.parameters())
     print(f"{job.folder}: {parameters:,} weights, {s.steps} steps, {(time.perf_counter() - began) / 60:.1f} minutes")
 
 
-def keep(trainer: Trainer, job: Job, work: Work) -> None:
+def keep(trainer: Trainer, job: Job, work: Work, minutes: float) -> None:
     """Write the averaged weights, the losses, and what a resumed run needs."""
     trainer.save_state(job.folder)
+    time_taken = {"minutes": round(minutes, 2), "machine": machine(job.device)}
+    write_file(job.folder / TIME, (json.dumps(time_taken) + "\n").encode())
     work.keep(trainer.ema.net, {"settings": vars(job.settings), "step": trainer.step, "seed": job.seed})
     rows = "".join(f"{i},{x:.6f}\n" for i, x in enumerate(trainer.losses))
     write_file(job.folder / "losses.csv", f"step,loss\n{rows}".encode())

@@ -194,6 +194,7 @@ class Captioned(Dataset):
         for task in tasks:
             _check(task, n, seed)
         self.n, self.size, self.seed, self.held_out, self.tasks = n, size, seed, held_out, tuple(tasks)
+        self._plans: dict[int, tuple[tuple[Attributes, ...], Prompt]] = {}  # to imagine takes longer than to remember
 
     def __len__(self) -> int:
         return self.n
@@ -207,10 +208,13 @@ class Captioned(Dataset):
         """What scene i holds, and its caption as a `Prompt`, without drawing it. Raises IndexError beyond the last."""
         if not -self.n <= i < self.n:
             raise IndexError(f"scene {i} of {self.n}")
-        random = np.random.default_rng([self.seed, i % self.n])
-        task = _pick(self.tasks, random)
-        attributes = imagine(task, random, self.held_out)
-        return attributes, _prompt(task, attributes, random, TAUGHT[task])
+        i %= self.n
+        if i not in self._plans:
+            random = np.random.default_rng([self.seed, i])
+            task = _pick(self.tasks, random)
+            attributes = imagine(task, random, self.held_out)
+            self._plans[i] = attributes, _prompt(task, attributes, random, TAUGHT[task])
+        return self._plans[i]
 
     def tensors(self, chunk: int = 128) -> tuple[Tensor, list[str]]:
         """All scenes at once: images uint8 (n, 3, size, size), and their captions. [i].image = images[i] / 127.5 - 1."""

@@ -1,4 +1,4 @@
-"""Evaluation: distances between sets of pictures, and a judge trained on real ones."""
+"""Evaluation: obedience to words, variety, distances between sets of pictures, and a judge trained on real ones."""
 
 from .judge import Judge, floors, judge_samples, load_or_train_judge, train_judge
 from .metrics import frechet_distance, kernel_distance

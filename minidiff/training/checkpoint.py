@@ -99,6 +99,7 @@ def write_file(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError:  # a full disk keeps no half of it either
+    except OSError as error:  # a full disk keeps no half of it either
         beside.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
         raise

@@ -2,6 +2,7 @@
 
 Pictures were encoded once, and the VAE answers with Gaussians, so every step draws its latents anew from the same table. A
 tenth of the texts is dropped: so the network also knows the answer to no text, which guidance needs (Ho & Salimans 2022).
+What is easy comes first, if so wished (Bengio et al. 2009).
 """
 
 from collections.abc import Callable, Iterator
@@ -45,10 +46,15 @@ class Lessons:
     beside: Tensor | None = None
     beside_std: Tensor | None = None
     dropout: float = 0.1  # share of texts dropped
+    easy: Tensor | None = None  # the numbers of those to begin with, if there are any
 
-    def batches(self, batch: int, seed: int = 0, start: int = 0) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Endless (latents (B, C, h, w), {"context": ..., "beside": ...}); what is drawn comes from torch's own generator."""
-        for chosen in deal(len(self.mean), batch, seed, start):
+    def batches(self, batch: int, seed: int = 0, start: int = 0, ahead: int = 0) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Endless (latents (B, C, h, w), {"context": ..., "beside": ...}), the first `ahead` of easy ones alone; what is drawn
+        comes from torch's own generator.
+        """
+        for k, chosen in enumerate(deal(len(self.mean), batch, seed, start), start):
+            if k < ahead:
+                chosen = self.easy[chosen % len(self.easy)]
             chosen = chosen.to(self.mean.device)
             context = self.texts[chosen]
             dropped = torch.rand(batch, device=context.device) < self.dropout

@@ -185,6 +185,19 @@ def test_lessons_draw_latents_and_drop_texts():
     assert exact.shape == (8, 1, 2, 2) and given["context"].dtype == torch.int64 and "beside" not in given
 
 
+def test_easy_scenes_come_first_also_in_a_resumed_run():
+    n, easy = 12, torch.tensor([3, 5, 7])
+    numbers = torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1)
+    lessons = Lessons(numbers, None, torch.ones(n, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64), easy=easy)
+
+    def dealt(start):
+        return [z.flatten().int().tolist() for z, _ in islice(lessons.batches(4, start=start, ahead=5), 8 - start)]
+
+    whole = dealt(0)
+    assert {i for batch in whole[:5] for i in batch} == {3, 5, 7} and len({i for batch in whole[5:] for i in batch}) > 3
+    assert all(sorted(whole[k]) == sorted(later) for start in (2, 6) for k, later in enumerate(dealt(start), start))
+
+
 def test_the_latent_loss_is_that_of_diffusion_with_more_in_sight():
     net, schedule = small_unet(), Schedule.flow()
     z, context = torch.randn(3, 4, 4, 4), torch.randn(3, 5, 6)

@@ -1,0 +1,92 @@
+"""Make of a trained text-to-image model one small folder to give away: half precision, and nothing that only training needs.
+
+  python -m minidiff pack runs/sd/joint --out shapes
+  python -m minidiff sample "a red circle" --model shapes
+
+With it go the U-Nets for inpainting and depth and the CLIP that were trained beside it, and a card, README.md: by which
+commands each part was trained, how long, and on what. The weights that come with minidiff were packed like this.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from ..pipelines.own import PARTS
+from ..training.checkpoint import load, read_json, save, write_file
+from .stages import SETTINGS, TIME
+
+NAME, HELP = "pack", "make of a trained text-to-image model one small folder to give away"
+VARIANTS = ("inpaint", "depth")
+
+
+def arguments(parser):
+    parser.add_argument("folder", help="the folder with the model_index.json that train --stage wrote")
+    parser.add_argument("--out", required=True, help="the folder to write, which must not be there yet")
+
+
+def run(args):
+    folder, out = Path(args.folder), Path(args.out)
+    index = read_json(folder / "model_index.json")
+    if out.exists():
+        raise ValueError(f"{out} is there already: name another --out, so that nothing old stays among the new")
+    places = {part: Path(index["parts"][part]).name for part in PARTS}  # a part from elsewhere, ../clip, comes inside: clip
+    trained = [copy(folder / index["parts"][part], out / places[part]) for part in PARTS]
+    if "clip" not in places.values() and (beside := folder.parent / "clip").is_dir():
+        trained.append(copy(beside, out / "clip"))
+    write_index(out, index, places)
+    for variant in VARIANTS:
+        if (folder / variant / "unet" / "config.json").is_file():
+            trained.append(copy(folder / variant / "unet", out / variant / "unet"))
+            write_index(out / variant, index, {part: "unet" if part == "unet" else f"../{places[part]}" for part in PARTS})
+    write_file(out / "README.md", card(out, [line for line in trained if line]).encode())
+    print(f"{out}: {megabytes(out):.1f} MB")
+
+
+def copy(source: Path, target: Path) -> str | None:
+    """Copy a part, a network in half precision; returns its line of the card. ValueError for one whose training was cut."""
+    if not (source / "model.safetensors").is_file():
+        shutil.copytree(source, target)
+        return None
+    net, about = load(source)
+    told = {name: value for name, value in about.items() if name not in ("class", "config")}
+    save(target, net, torch.float16, **told)
+    if "training" not in told:
+        return None  # a text encoder that learned with the U-Net
+    training, spent = told["training"], read_json(source / TIME)
+    if training["step"] < training["settings"]["steps"]:
+        raise ValueError(f"{source} stopped at step {training['step']}, before its end: finish it with --resume")
+    weights = sum(p.numel() for p in net.parameters())
+    return (f"| {target.parent.name}/{target.name} | {weights:,} | {spent['minutes']:.0f} on {spent['machine']} | "
+            f"`{command(source, training)}` |")  # fmt: skip
+
+
+def command(source: Path, training: dict) -> str:
+    """What trains this part again: the stage, and every number that is not the default of SETTINGS."""
+    around = source.parent.name
+    stage = source.name if source.name in ("vae", "clip") else "pixels" if "size" in training["settings"] else "unet"
+    options = [f"--text {name}" for name in ("joint", "tuned") if name in source.parts[-3:-1]]
+    options += [f"--variant {around}"] if around in VARIANTS else []
+    usual = SETTINGS["variant" if around in VARIANTS else stage]
+    others = {name: value for name, value in training["settings"].items() if json.dumps(value) != json.dumps(usual.get(name))}
+    said = [f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}" for name, value in others.items()]
+    options += [f"--set {' '.join(said)}"] if said else []
+    return " ".join(["python -m minidiff train --stage", stage, *options, f"--seed {training['seed']}"])
+
+
+def write_index(folder: Path, index: dict, places: dict[str, str]) -> None:
+    """The model_index.json of a folder whose parts lie at `places`."""
+    write_file(folder / "model_index.json", (json.dumps(index | {"parts": places}, indent=2) + "\n").encode())
+
+
+def card(out: Path, trained: list[str]) -> str:
+    """The README.md of a packed model."""
+    about = f"A text-to-image model trained by minidiff on captioned drawings, in half precision: {megabytes(out):.1f} MB."
+    table = ["| part | weights | minutes | trained by |", "|---|---:|---|---|", *trained]
+    return "\n".join([f"# {out.name}", "", about, "", *table, ""])
+
+
+def megabytes(folder: Path) -> float:
+    """How much the files in this folder take."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
