@@ -244,7 +244,8 @@ def test_a_packed_model_draws_alone_and_says_how_it_was_made(run, tmp_path, caps
     assert depth.shape == (1, 3, 16, 16) and (packed / "clip" / "config.json").is_file()
     card = (packed / "README.md").read_text()
     assert "`python -m minidiff train --stage unet --text joint --set steps=3 batch=4 scenes=16 walk=2" in card
-    assert "--stage unet --text joint --variant depth --set steps=2" in card and "| clip |" not in card and "/clip | " in card
+    assert "--stage unet --text joint --variant depth --set steps=2" in card and "| depth/unet |" in card
+    assert "`python -m minidiff train --stage vae --set steps=2 batch=4 scenes=16 size=16 channels=8,8,8 --seed 0`" in card
     capsys.readouterr()
     assert main(["pack", str(packed), "--out", str(packed)]) == 2 and "is there already" in capsys.readouterr().err
 

@@ -58,12 +58,14 @@ def copy(source: Path, target: Path) -> str | None:
     if training["step"] < training["settings"]["steps"]:
         raise ValueError(f"{source} stopped at step {training['step']}, before its end: finish it with --resume")
     weights = sum(p.numel() for p in net.parameters())
-    return (f"| {target.parent.name}/{target.name} | {weights:,} | {spent['minutes']:.0f} on {spent['machine']} | "
+    name = f"{target.parent.name}/unet" if target.parent.name in VARIANTS else target.name
+    return (f"| {name} | {weights:,} | {spent['minutes']:.0f} on {spent['machine']} | "
             f"`{command(source, training)}` |")  # fmt: skip
 
 
 def command(source: Path, training: dict) -> str:
     """What trains this part again: the stage, and every number that is not the default of SETTINGS."""
+    source = source.resolve()  # joint/../vae is no part of joint
     around = source.parent.name
     stage = source.name if source.name in ("vae", "clip") else "pixels" if "size" in training["settings"] else "unet"
     options = [f"--text {name}" for name in ("joint", "tuned") if name in source.parts[-3:-1]]

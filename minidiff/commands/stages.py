@@ -36,7 +36,7 @@ SETTINGS = {
     "vae": RUN | {"size": 64, "channels": (16, 32, 64), "layers": 1, "attention": False, "latent_channels": 4,
                   "beta": 0.01, "judge": 0.0, "batch": 16},
     "clip": RUN | {"size": 64, "length": 32, "dim": 128, "layers": 4, "heads": 4, "projection": 128,
-                   "patch": 8, "image_dim": 128, "image_layers": 4, "image_heads": 4, "batch": 128, "lr": 1e-3},
+                   "patch": 8, "image_dim": 128, "image_layers": 4, "image_heads": 4, "batch": 128, "lr": 2e-3},
     "unet": RUN | DIFFUSION | TEXT | {"channels": (128,), "attention": (True,), "layers": 1, "patch": 2, "shortcut": True,
                                       "depth": 1, "lr": 6e-3},
     "variant": RUN | {"steps": 1000, "lr": 5e-4, "measured": "flow", "min_snr": None, "dropout": 0.1, "easy": 0.0},

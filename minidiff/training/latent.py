@@ -50,8 +50,10 @@ class Lessons:
 
     def batches(self, batch: int, seed: int = 0, start: int = 0, ahead: int = 0) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Endless (latents (B, C, h, w), {"context": ..., "beside": ...}), the first `ahead` of easy ones alone; what is drawn
-        comes from torch's own generator.
+        comes from torch's own generator. ValueError, at the first batch, for easy ones that there are not.
         """
+        if ahead and self.easy is None:
+            raise ValueError(f"{ahead} batches of easy scenes, but none are marked: give easy, their numbers")
         for k, chosen in enumerate(deal(len(self.mean), batch, seed, start), start):
             if k < ahead:
                 chosen = self.easy[chosen % len(self.easy)]
@@ -102,8 +104,9 @@ def widened(unet: UNet, channels: int) -> UNet:
     if more < 0:
         raise ValueError(f"a U-Net of {config['in_channels']} channels cannot be widened to {channels}")
     weights = unet.state_dict()
-    door = weights["conv_in.weight"]  # (width, channels * patch^2, 3, 3); those of one channel lie together
-    weights["conv_in.weight"] = torch.cat([door, door.new_zeros(len(door), more, 3, 3)], dim=1)
+    here = config["in_channels"] * config["patch"] ** 2
+    door = weights["conv_in.weight"]  # (width, channels * patch^2, 3, 3): those of one channel together, maps of a class last
+    weights["conv_in.weight"] = torch.cat([door[:, :here], door.new_zeros(len(door), more, 3, 3), door[:, here:]], dim=1)
     wide = UNet(**{**config, "in_channels": channels})
     wide.load_state_dict(weights)
-    return wide
+    return wide.to(door).train(unet.training)

@@ -193,6 +193,8 @@ def test_easy_scenes_come_first_also_in_a_resumed_run():
     def dealt(start):
         return [z.flatten().int().tolist() for z, _ in islice(lessons.batches(4, start=start, ahead=5), 8 - start)]
 
+    with pytest.raises(ValueError, match="5 batches of easy scenes, but none are marked"):
+        next(Lessons(numbers, None, torch.ones(n, 4), torch.zeros(1, 4)).batches(4, ahead=5))
     whole = dealt(0)
     assert {i for batch in whole[:5] for i in batch} == {3, 5, 7} and len({i for batch in whole[5:] for i in batch}) > 3
     assert all(sorted(whole[k]) == sorted(later) for start in (2, 6) for k, later in enumerate(dealt(start), start))
@@ -212,7 +214,7 @@ def test_the_latent_loss_is_that_of_diffusion_with_more_in_sight():
     torch.testing.assert_close(latent_loss(schedule, "x0", measured="flow")(wide, z, given), wanted)  # zeros as yet
 
 
-@pytest.mark.parametrize("options", [{}, {"patch": 2}, {"shortcut": True}])
+@pytest.mark.parametrize("options", [{}, {"patch": 2}, {"shortcut": True}, {"num_classes": 4, "class_channels": 2}])
 def test_a_widened_network_begins_as_the_narrow_one(options):
     net = small_unet(**options)
     wide = widened(net, 9)
@@ -222,6 +224,8 @@ def test_a_widened_network_begins_as_the_narrow_one(options):
     assert wide.config == net.config | {"in_channels": 9}
     wide(seen, t, context=context).square().sum().backward()
     assert wide.conv_in.weight.grad[:, 4 * net.patch**2 :].abs().max() > 0
+    kept = widened(net.eval().bfloat16(), 9)
+    assert kept.conv_in.weight.dtype == torch.bfloat16 and not kept.training
     with pytest.raises(ValueError, match="cannot be widened to 3"):
         widened(net, 3)
 
