@@ -145,7 +145,7 @@ def test_models_that_cannot_be_asked(tmp_path, capsys, monkeypatch):
     model(tmp_path / "inpaint", in_channels=9)
     (tmp_path / "empty").mkdir()
     for folder, error in (("few", "this model never learned"), ("inpaint", "made for pipe.inpaint"), ("empty", "give --data"),
-                          ("shapes", "train --stage all")):  # fmt: skip
+                          ("shapes/nothing", "train --stage all")):  # fmt: skip
         assert evaluate(folder, "--ruler", "none") == 2
         assert error in capsys.readouterr().err
     assert evaluate("few") == 2

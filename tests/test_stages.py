@@ -114,6 +114,29 @@ def test_words_part_early():
     assert alike[:2].min() > 0.999 and alike[2] < 0.5 and alike[3] > 0.5
 
 
+def test_a_joint_text_encoder_begins_with_long_words(run):
+    assert train("unet", run, "--text", "joint", "--lr", "1e-6") == 0
+    assert 0.9 < opened(run / "joint").text_encoder.tokens.weight.std() < 1.1
+
+
+@pytest.mark.parametrize("text", ["clip", "joint"])
+def test_a_training_that_goes_on_from_another(run, capsys, text):
+    begin = run if text == "clip" else run / "joint"
+    assert train("unet", run, "--text", text, "--lr", "1e-2") == 0
+    before = opened(begin).unet.state_dict() | opened(begin).text_encoder.state_dict()
+    shutil.copytree(run, run / "begun", ignore=shutil.ignore_patterns("cache"))
+    begun = f"unet.begin={run / 'begun' / begin.relative_to(run)}"
+    numbers = [f"unet.{one}" for one in TINY["unet"].split()]
+    assert main(["train", "--stage", "unet", "--out", str(run), "--text", text, "--lr", "1e-7", "--set", *numbers, begun]) == 0
+    after = opened(begin).unet.state_dict() | opened(begin).text_encoder.state_dict()
+    assert all((after[name] - before[name]).abs().max() < 1e-5 for name in before)
+    assert main(["train", "--stage", "unet", "--out", str(run), "--text", text, "--set", *numbers, begun, "unet.depth=2"]) == 2
+    assert "has a UNet of other sizes" in capsys.readouterr().err
+    assert train("vae", run, "--seed", "5") == 0
+    assert main(["train", "--stage", "unet", "--out", str(run), "--text", text, "--fresh-cache", "--set", *numbers, begun]) == 2
+    assert "latents of another VAE" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["joint", "tuned"])
 def test_text_encoders_that_learn_with_the_unet(run, text):
     frozen = digests(run / "clip")

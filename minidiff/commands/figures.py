@@ -77,7 +77,7 @@ def show_tradeoff(sweep: dict[float, list[Row]], variety: dict[float, Diversity]
         left.set(xlabel=GUIDANCE, ylabel="%, diversity: of that of real scenes", xticks=scales, ylim=(-5, 105),
                  title="what guidance buys, and what it costs")
         left.xaxis.set_major_formatter("{x:g}")
-        right.set(xlabel="diversity, % of that of real scenes", ylabel="obeyed, %", ylim=(-5, 105),
+        right.set(xlabel="diversity, % of that of real scenes", ylabel="obeyed, %", xlim=(-5, 105), ylim=(-5, 105),
                   title="one against the other; numbers: guidance scales")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure.to(file)

@@ -30,6 +30,7 @@ RUN = {"steps": 4000, "batch": 64, "scenes": 40_000} | {name: getattr(TrainConfi
 TEXT = {"length": 32, "text_dim": 128, "text_layers": 2, "text_heads": 2}  # of a text encoder that learns with the U-Net
 DIFFUSION = {
     "schedule": "flow", "shift": 3.0, "predicts": "x0", "measured": "flow", "min_snr": None, "dropout": 0.1, "easy": 0.25,
+    "begin": "",  # the folder of a model: go on from its weights, as training of its own, with all of these numbers anew
     "sampler": "ddim", "spacing": "trailing", "walk": 30, "guidance": 3.0,  # how to draw with it, if nothing else is said
 }  # fmt: skip
 SETTINGS = {

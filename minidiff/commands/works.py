@@ -8,6 +8,7 @@
     out/cache/                                           latents and text features, so that they are computed once
 """
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from ..pipelines.own import OwnRecipe
 from ..pretrained import Tokenizer, load_clip_text, load_vae, words_tokenizer
 from ..training import save
 from ..training.autoencoder import Judged, autoencoder_loss, encode, measure, sure_of_itself
+from ..training.cache import fingerprint
 from ..training.checkpoint import read_json
 from ..training.latent import Lessons, Reader, latent_loss, widened
 from .lessons import Cache, scenes
@@ -152,9 +154,10 @@ def unet(job: Job) -> Work:
             return widened(StableDiffusion.from_pretrained(base).unet, channels + lessons.beside.shape[1])
         net = UNet(channels, channels, s.channels, s.attention, s.layers, model.text_encoder.config["dim"],
                    patch=s.patch, shortcut=s.shortcut, depth=s.depth)  # fmt: skip
-        if not job.learns_to_read:
-            return net
-        return Reader(net, load_clip_text(job.out / "clip") if job.text == "tuned" else CLIPText(**model.text_encoder.config))
+        if job.learns_to_read:
+            tuned = job.text == "tuned"
+            net = Reader(net, load_clip_text(job.out / "clip") if tuned else reader(model.tokenizer, *text_sizes(s)))
+        return further(net, s.begin, model.vae) if s.begin else net
 
     def whole(net: nn.Module) -> StableDiffusion:
         drawn, text = (net.unet, net.text) if job.learns_to_read else (net, model.text_encoder)
@@ -211,7 +214,7 @@ def begun(job: Job) -> StableDiffusion:
         tokenizer = Tokenizer.load(job.out / "tokenizer")
     else:
         tokenizer = words_tokenizer(WORDS, s.length)
-        text = reader(tokenizer, s.text_dim, s.text_layers, s.text_heads)
+        text = reader(tokenizer, *text_sizes(s))
     schedule = {"name": s.schedule} | ({"shift": s.shift} if s.schedule == "flow" else {})
     recipe = OwnRecipe(schedule, s.predicts, s.sampler, s.spacing)
     model = StableDiffusion(None, autoencoder.to(job.device), text.to(job.device), tokenizer, recipe, size)
@@ -229,6 +232,24 @@ def reader(tokenizer: Tokenizer, dim: int, layers: int, heads: int, projection: 
     nn.init.normal_(net.tokens.weight, std=1.0)
     nn.init.normal_(net.positions, std=0.5)
     return net
+
+
+def text_sizes(s: SimpleNamespace) -> tuple[int, int, int]:
+    """Width, layers and heads of a text encoder that learns with the U-Net."""
+    return s.text_dim, s.text_layers, s.text_heads
+
+
+def further(net: UNet | Reader, begin: str, vae: nn.Module) -> nn.Module:
+    """`net` with the weights of the model in the folder `begin`. ValueError for one of other sizes, or of another VAE."""
+    pipe = StableDiffusion.from_pretrained(begin)
+    if fingerprint(pipe.vae) != fingerprint(vae):
+        raise ValueError(f"begin={begin} has learned the latents of another VAE: take its folder as --out, or its vae/")
+    reads = isinstance(net, Reader)
+    ours, theirs = [net.unet, net.text] if reads else [net], [pipe.unet, pipe.text_encoder]
+    for part, there in zip(ours, theirs, strict=False):  # a frozen text encoder is not of this training
+        if json.dumps(part.config) != json.dumps(there.config):
+            raise ValueError(f"begin={begin} has a {type(part).__name__} of other sizes: {there.config}, not {part.config}")
+    return Reader(*theirs) if reads else pipe.unet
 
 
 def _lessons(job: Job, model: StableDiffusion) -> Lessons:
