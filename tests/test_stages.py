@@ -17,6 +17,7 @@ from minidiff.data.captions import Captioned
 from minidiff.data.grammar import WORDS
 from minidiff.pretrained import words_tokenizer
 from minidiff.training.checkpoint import read_tensors
+from minidiff.training.latent import Lessons
 
 TINY = {
     "vae": "size=16 scenes=16 channels=8,8,8 batch=4 steps=2",
@@ -191,6 +192,20 @@ def test_the_easy_scenes_show_one_large_object(tmp_path):
         assert (i in cache.easy()) == (len(things) == 1 and things[0].size == "large")
     with pytest.raises(ValueError, match="none of 1 scenes shows one large object: give more scenes, or easy=0"):
         Cache(tmp_path, 1, 16, seed=next(s for s in range(9) if len(Captioned(1, 16, s).plan(0)[0]) > 1)).easy()
+
+
+def test_a_share_of_the_steps_is_easy(run, monkeypatch):
+    asked, batches = [], Lessons.batches
+
+    def heard(*args, **options):
+        asked.append(options["ahead"])
+        return batches(*args, **options)
+
+    monkeypatch.setattr(Lessons, "batches", heard)
+    for easy, ahead in ((0.5, 2), (0.0, 0)):
+        numbers = [f"unet.{one}" for one in f"{TINY['unet']} steps=4 easy={easy}".split()]
+        assert main(["train", "--stage", "unet", "--out", str(run), "--set", *numbers]) == 0
+        assert asked.pop() == ahead
 
 
 def test_one_stage_on_pixels(tmp_path):
