@@ -29,7 +29,7 @@ from ..training import save
 from ..training.autoencoder import Judged, autoencoder_loss, encode, measure, sure_of_itself
 from ..training.cache import fingerprint
 from ..training.checkpoint import read_json
-from ..training.latent import Lessons, Reader, latent_loss, widened
+from ..training.latent import Lessons, Reader, latent_loss, long_words, widened
 from .lessons import Cache, scenes
 
 SHOWN = {"vae": 64, "clip": 256, "unet": 8}  # new scenes at the end of a stage, to see what it can do
@@ -223,15 +223,9 @@ def begun(job: Job) -> StableDiffusion:
 
 
 def reader(tokenizer: Tokenizer, dim: int, layers: int, heads: int, projection: int | None = None) -> CLIPText:
-    """An untrained text encoder for what this tokenizer writes.
-
-    Its words begin as long vectors, of deviation 1. At CLIP's 0.02 what the layers add is ten times as long, so that at
-    first all words of a sentence look alike, and a short training is over before they part.
-    """
-    net = CLIPText(len(tokenizer.vocab), tokenizer.length, dim, layers, heads, projection=projection, eos=tokenizer.end)
-    nn.init.normal_(net.tokens.weight, std=1.0)
-    nn.init.normal_(net.positions, std=0.5)
-    return net
+    """An untrained text encoder for what this tokenizer writes."""
+    return long_words(CLIPText(len(tokenizer.vocab), tokenizer.length, dim, layers, heads, projection=projection,
+                               eos=tokenizer.end))  # fmt: skip
 
 
 def text_sizes(s: SimpleNamespace) -> tuple[int, int, int]:
@@ -245,11 +239,11 @@ def further(net: UNet | Reader, begin: str, vae: nn.Module) -> nn.Module:
     if fingerprint(pipe.vae) != fingerprint(vae):
         raise ValueError(f"begin={begin} has learned the latents of another VAE: take its folder as --out, or its vae/")
     reads = isinstance(net, Reader)
-    ours, theirs = [net.unet, net.text] if reads else [net], [pipe.unet, pipe.text_encoder]
-    for part, there in zip(ours, theirs, strict=False):  # a frozen text encoder is not of this training
+    pairs = [(net.unet, pipe.unet), (net.text, pipe.text_encoder)] if reads else [(net, pipe.unet)]
+    for part, there in pairs:
         if json.dumps(part.config) != json.dumps(there.config):
             raise ValueError(f"begin={begin} has a {type(part).__name__} of other sizes: {there.config}, not {part.config}")
-    return Reader(*theirs) if reads else pipe.unet
+    return Reader(pipe.unet, pipe.text_encoder) if reads else pipe.unet
 
 
 def _lessons(job: Job, model: StableDiffusion) -> Lessons:
