@@ -288,6 +288,20 @@ def test_a_packed_model_draws_alone_and_says_how_it_was_made(run, tmp_path, caps
     assert main(["pack", str(packed), "--out", str(packed)]) == 2 and "is there already" in capsys.readouterr().err
 
 
+def test_a_frozen_clip_is_packed_once_and_half_a_training_not_at_all(run, tmp_path, capsys):
+    assert main(["pack", str(run), "--out", str(tmp_path / "packed")]) == 0
+    shutil.copytree(run, tmp_path / "half")
+    shutil.rmtree(run)
+    assert opened(tmp_path / "packed")("a star").shape == (1, 3, 16, 16)
+    card = (tmp_path / "packed" / "README.md").read_text()
+    assert card.count("--stage clip") == 1 and not (tmp_path / "packed" / "text_encoder").exists()
+    config = tmp_path / "half" / "vae" / "config.json"
+    config.write_text(config.read_text().replace('"step": 2', '"step": 1'))
+    capsys.readouterr()
+    assert main(["pack", str(tmp_path / "half"), "--out", str(tmp_path / "not")]) == 2
+    assert "stopped 1 steps before its end" in capsys.readouterr().err and not (tmp_path / "not").exists()
+
+
 @pytest.mark.parametrize("error, command", [
     ("train --stage vae --out NEW` first", ["train", "--stage", "unet", "--out", "NEW"]),
     ("train --stage clip --out NOCLIP` first", ["train", "--stage", "unet", "--out", "NOCLIP"]),

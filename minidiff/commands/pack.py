@@ -9,6 +9,7 @@ commands each part was trained, how long, and on what. The weights that come wit
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from ..pipelines.own import PARTS
 from ..training.checkpoint import load, read_json, save, write_file
 from .stages import SETTINGS, TIME
+from .works import unfinished
 
 NAME, HELP = "pack", "make of a trained text-to-image model one small folder to give away"
 VARIANTS = ("inpaint", "depth")
@@ -32,20 +34,29 @@ def run(args):
     if out.exists():
         raise ValueError(f"{out} is there already: name another --out, so that nothing old stays among the new")
     places = {part: Path(index["parts"][part]).name for part in PARTS}  # a part from elsewhere, ../clip, comes inside: clip
-    trained = [copy(folder / index["parts"][part], out / places[part]) for part in PARTS]
-    if "clip" not in places.values() and (beside := folder.parent / "clip").is_dir():
-        trained.append(copy(beside, out / "clip"))
+    sources = {places[part]: folder / index["parts"][part] for part in PARTS}
+    if (beside := folder.parent / "clip").is_dir():
+        sources.setdefault("clip", beside)
+    variants = [name for name in VARIANTS if (folder / name / "unet" / "config.json").is_file()]
+    sources |= {f"{name}/unet": folder / name / "unet" for name in variants}
+    check(sources.values())
+    trained = [copy(source, out / name) for name, source in sources.items()]
     write_index(out, index, places)
-    for variant in VARIANTS:
-        if (folder / variant / "unet" / "config.json").is_file():
-            trained.append(copy(folder / variant / "unet", out / variant / "unet"))
-            write_index(out / variant, index, {part: "unet" if part == "unet" else f"../{places[part]}" for part in PARTS})
+    for name in variants:
+        write_index(out / name, index, {part: "unet" if part == "unet" else f"../{places[part]}" for part in PARTS})
     write_file(out / "README.md", card(out, [line for line in trained if line]).encode())
     print(f"{out}: {megabytes(out):.1f} MB")
 
 
+def check(sources: Iterable[Path]) -> None:
+    """ValueError for a part whose training was cut, before anything is written."""
+    for source in sources:
+        if (source / TIME).is_file() and (left := unfinished(source)):
+            raise ValueError(f"{source} stopped {left} steps before its end: finish it with --resume")
+
+
 def copy(source: Path, target: Path) -> str | None:
-    """Copy a part, a network in half precision; returns its line of the card. ValueError for one whose training was cut."""
+    """Copy a part, a network in half precision; returns its line of the card, if it was trained on its own."""
     if not (source / "model.safetensors").is_file():
         shutil.copytree(source, target)
         return None
@@ -55,8 +66,6 @@ def copy(source: Path, target: Path) -> str | None:
     if "training" not in told:
         return None  # a text encoder that learned with the U-Net
     training, spent = told["training"], read_json(source / TIME)
-    if training["step"] < training["settings"]["steps"]:
-        raise ValueError(f"{source} stopped at step {training['step']}, before its end: finish it with --resume")
     weights = sum(p.numel() for p in net.parameters())
     name = f"{target.parent.name}/unet" if target.parent.name in VARIANTS else target.name
     return (f"| {name} | {weights:,} | {spent['minutes']:.0f} on {spent['machine']} | "
