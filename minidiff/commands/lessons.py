@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.captions import Captioned
-from ..data.shapes import draw, silhouettes
+from ..data.shapes import caption, draw, silhouettes
 from ..nets import CLIPText
 from ..pipelines.inputs import depth_map, small_mask
 from ..pretrained import Tokenizer
@@ -39,15 +39,14 @@ class Cache:
         kept = self._get("latents", vae, lambda: encode(vae, self.pixels, None, self.device), 2 * self._room(vae))
         return _unit(vae, kept)
 
-    def texts(self, name: str, tokenizer: Tokenizer, encoder: CLIPText) -> tuple[Tensor, Tensor]:
-        """What a frozen encoder makes of the captions, and of no text: float16 (n, L, D), (1, L, D)."""
-        ids = tokenizer([*self.captions, ""])
+    def texts(self, name: str, tokenizer: Tokenizer, encoder: CLIPText, said: list[str]) -> Tensor:
+        """What a frozen encoder makes of these sentences: float16 (n, L, D)."""
+        ids = tokenizer(said)
 
         def read() -> dict[str, Tensor]:
             return {"tokens": torch.cat([encoder(part.to(self.device)).tokens.half().cpu() for part in ids.split(256)])}
 
-        kept = self._get(f"texts_{name}", encoder, read, 2 * ids.numel() * encoder.config["dim"])["tokens"]
-        return kept[:-1], kept[-1:]
+        return self._get(f"texts_{name}", encoder, read, 2 * ids.numel() * encoder.config["dim"], said)["tokens"]
 
     def hidden(self, vae: nn.Module) -> tuple[Tensor, Tensor]:
         """Masks, and latents of the scenes with what they cover taken out: means and deviations, float16 (n, 1 + C, h, w)."""
@@ -61,12 +60,16 @@ class Cache:
         mean, std = _unit(vae, kept)
         return torch.cat([kept["mask"], mean], dim=1), torch.cat([torch.zeros_like(kept["mask"]), std], dim=1)
 
-    def easy(self) -> Tensor:
-        """The numbers of the scenes to begin with: one large object each, where a word changes the most. ValueError: none."""
-        alone = [i for i in range(len(self.pixels)) if [a.size for a in self.told.plan(i)[0]] == ["large"]]
-        if not alone:
-            raise ValueError(f"none of {len(self.pixels)} scenes shows one large object: give more scenes, or easy=0")
-        return torch.tensor(alone)
+    def easy(self) -> tuple[Tensor, list[str]]:
+        """Scenes to begin with: two objects that differ in shape and colour. Their numbers, and what is said of them then:
+        everything, and always in the same order, so that the place of a word tells whose it is. ValueError: there are none.
+        """
+        scenes = {i: self.told.plan(i)[0] for i in range(len(self.pixels))}
+        pairs = [i for i, a in scenes.items() if len(a) == 2 and a[0].shape != a[1].shape and a[0].colour != a[1].colour]
+        if not pairs:
+            raise ValueError(f"none of {len(scenes)} scenes shows two objects of two shapes and two colours: "
+                             "give more scenes, or easy=0")
+        return torch.tensor(pairs), [caption(scenes[i]) for i in pairs]
 
     def depths(self, stride: int) -> Tensor:
         """How near everything is, as `depth2img` will be told: float16 (n, 1, h, w), -1 farthest, 1 nearest."""
@@ -98,8 +101,8 @@ class Cache:
         return 2 * n * vae.config["latent_channels"] * (size // vae.stride) ** 2  # bytes in half precision
 
     @torch.no_grad()
-    def _get(self, name: str, net: nn.Module, make, room: int) -> dict[str, Tensor]:
-        made_by = fingerprint(net, scenes=self.of, captions=self.captions)
+    def _get(self, name: str, net: nn.Module, make, room: int, said: list[str] | None = None) -> dict[str, Tensor]:
+        made_by = fingerprint(net, scenes=self.of, captions=said or self.captions)
         return cached(self.folder / f"{name}.safetensors", made_by, make, self.fresh, room)
 
 

@@ -27,7 +27,7 @@ TIME = "time.json"  # how long it took, and where; beside config.json, which is 
 
 TRAINING = ("lr", "warmup", "decay", "accumulate", "ema", "optimizer", "every")
 RUN = {"steps": 4000, "batch": 64, "scenes": 40_000} | {name: getattr(TrainConfig, name) for name in TRAINING}
-TEXT = {"length": 32, "text_dim": 128, "text_layers": 2, "text_heads": 2}  # of a text encoder that learns with the U-Net
+TEXT = {"length": 36, "text_dim": 128, "text_layers": 2, "text_heads": 2}  # of a text encoder that learns with the U-Net
 DIFFUSION = {
     "schedule": "flow", "shift": 3.0, "predicts": "x0", "measured": "flow", "min_snr": None, "dropout": 0.1, "easy": 0.25,
     "begin": "",  # the folder of a model: go on from its weights, as training of its own, with all of these numbers anew
@@ -36,7 +36,7 @@ DIFFUSION = {
 SETTINGS = {
     "vae": RUN | {"size": 64, "channels": (16, 32, 64), "layers": 1, "attention": False, "latent_channels": 4,
                   "beta": 0.01, "judge": 0.0, "batch": 16},
-    "clip": RUN | {"size": 64, "length": 32, "dim": 128, "layers": 4, "heads": 4, "projection": 128,
+    "clip": RUN | {"size": 64, "length": 36, "dim": 128, "layers": 4, "heads": 4, "projection": 128,
                    "patch": 8, "image_dim": 128, "image_layers": 4, "image_heads": 4, "batch": 128, "lr": 2e-3},
     "unet": RUN | DIFFUSION | TEXT | {"channels": (128,), "attention": (True,), "layers": 1, "patch": 2, "shortcut": True,
                                       "depth": 1, "lr": 6e-3},

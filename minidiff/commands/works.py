@@ -253,17 +253,20 @@ def _lessons(job: Job, model: StableDiffusion) -> Lessons:
         mean, std = (cache.pixels / 127.5 - 1).half(), None
     else:
         mean, std = cache.latents(model.vae)
-    if job.learns_to_read:
-        texts, nothing = (model.tokenizer(said) for said in (cache.captions, ""))
-    else:
-        texts, nothing = cache.texts(job.text, model.tokenizer, model.text_encoder)
+
+    def read(name: str, said: list[str]) -> Tensor:
+        return model.tokenizer(said) if job.learns_to_read else cache.texts(name, model.tokenizer, model.text_encoder, said)
+
+    texts = read(job.text, [*cache.captions, ""])
+    easy, plain = cache.easy() if job.settings.easy else (None, None)
     if job.variant == "inpaint":
         beside, beside_std = cache.hidden(model.vae)
     elif job.variant == "depth":
         beside = cache.depths(model.vae.stride)
-    parts = (mean, std, texts, nothing, beside, beside_std)
-    easy = cache.easy() if job.settings.easy else None
-    return Lessons(*(None if part is None else part.to(job.device) for part in parts), job.settings.dropout, easy)
+    tensors = {"mean": mean, "std": std, "texts": texts[:-1], "nothing": texts[-1:], "beside": beside, "beside_std": beside_std,
+               "easy": easy, "plain": read(f"plain_{job.text}", plain) if plain else None}  # fmt: skip
+    there = {name: part.to(job.device) for name, part in tensors.items() if part is not None}
+    return Lessons(**{"std": None, **there}, dropout=job.settings.dropout)
 
 
 def _show(pipe: StableDiffusion, job: Job) -> None:

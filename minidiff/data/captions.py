@@ -23,7 +23,8 @@ TASKS = ("one object", "two objects", "counting", "colours", "position", "attrib
 COLOURED = ("colours", "attribute binding")                       # the tasks whose prompts name colours
 HELD_OUT = (("orange", "circle"), ("yellow", "square"), ("pink", "triangle"), ("purple", "star"), ("green", "heart"),
             ("cyan", "cross"))                                    # one for each shape, never the same colour twice
-TAUGHT = {                                                        # what a training caption mentions
+EVERYTHING = Chances(1, 1, 1, 1)                                  # what every other training caption mentions
+TAUGHT = {                                                        # and the others
     "one object": Chances(colour=0.5, size=0.4, relation=0, background=0.4),
     "two objects": Chances(colour=0.5, size=0.3, relation=0, background=0.4),
     "counting": Chances(colour=0.5, size=0.2, relation=0, background=0.4),
@@ -181,7 +182,9 @@ def _pick(options: Sequence, random: np.random.Generator):
 class Captioned(Dataset):
     """n captioned scenes of 1 to 4 objects. Scene i is a function of (seed, i, tasks, held_out) alone, whatever n and size.
 
-    [i] is a `Scene` whose caption says what its task teaches, and of the rest what chance will have it say.
+    [i] is a `Scene`. One caption of two says all there is to say, so that each of its words has something to answer for
+    (Betker et al. 2023, "Improving image generation with better captions"); the other says what its task teaches, and of the
+    rest what chance will have it say.
     tasks: those to draw from, all alike likely; a task named twice comes twice as often. held_out: see `imagine`.
     A DataLoader needs a collate_fn that drops `attributes`, for scenes differ in the number of objects.
 
@@ -213,7 +216,8 @@ class Captioned(Dataset):
             random = np.random.default_rng([self.seed, i])
             task = _pick(self.tasks, random)
             attributes = imagine(task, random, self.held_out)
-            self._plans[i] = attributes, _prompt(task, attributes, random, TAUGHT[task])
+            chances = EVERYTHING if random.random() < 0.5 else TAUGHT[task]
+            self._plans[i] = attributes, _prompt(task, attributes, random, chances)
         return self._plans[i]
 
     def tensors(self, chunk: int = 128) -> tuple[Tensor, list[str]]:

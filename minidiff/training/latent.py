@@ -46,19 +46,22 @@ class Lessons:
     beside: Tensor | None = None
     beside_std: Tensor | None = None
     dropout: float = 0.1  # share of texts dropped
-    easy: Tensor | None = None  # the numbers of those to begin with, if there are any
+    easy: Tensor | None = None  # (M,), the numbers of those to begin with, if there are any
+    plain: Tensor | None = None  # (M, L, D) or (M, L), what is then said of them
 
     def batches(self, batch: int, seed: int = 0, start: int = 0, ahead: int = 0) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Endless (latents (B, C, h, w), {"context": ..., "beside": ...}), the first `ahead` of easy ones alone; what is drawn
         comes from torch's own generator. ValueError, at the first batch, for easy ones that there are not.
         """
-        if ahead and self.easy is None:
-            raise ValueError(f"{ahead} batches of easy scenes, but none are marked: give easy, their numbers")
+        if ahead and (self.easy is None or self.plain is None):
+            raise ValueError(f"{ahead} batches of easy scenes, but none are marked: give easy, their numbers, and plain texts")
         for k, chosen in enumerate(deal(len(self.mean), batch, seed, start), start):
-            if k < ahead:
-                chosen = self.easy[chosen % len(self.easy)]
             chosen = chosen.to(self.mean.device)
-            context = self.texts[chosen]
+            if k < ahead:
+                chosen = chosen % len(self.easy)
+                chosen, context = self.easy[chosen], self.plain[chosen]
+            else:
+                context = self.texts[chosen]
             dropped = torch.rand(batch, device=context.device) < self.dropout
             context = torch.where(dropped.view(-1, *[1] * (context.ndim - 1)), self.nothing, context)
             given = {"context": context.float() if context.is_floating_point() else context}

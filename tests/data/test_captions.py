@@ -68,6 +68,9 @@ def check_truth(text, scene):
             assert ahead == max(abs(a.x - b.x), abs(a.y - b.y)) and hidden(a, b) == 0, text
 
 
+LONGEST = 31  # words: "an image of", four times "one small star in red" with "and" between, "on a graded grey background"
+
+
 @pytest.fixture(scope="module")
 def plans():
     scenes = Captioned(1500, seed=1)
@@ -80,6 +83,18 @@ def test_captions_are_true(plans):
         things, words, background = parse(prompt.text)
         assert [Want(*thing) for thing in things] == list(prompt.wants) and background == prompt.background
         assert prompt.relation in (None, *words) and obeyed(prompt, scene, alone=True), prompt
+
+
+def test_every_other_caption_says_everything(plans):
+    def whole(scene, prompt):
+        kinds = {(a.shape, a.colour) for a in scene}
+        sizes = {kind: {a.size for a in scene if (a.shape, a.colour) == kind} for kind in kinds}
+        return (prompt.background is not None and {(want.shape, want.colour) for want in prompt.wants} == kinds
+                and all(want.size is not None or len(sizes[want.shape, want.colour]) > 1 for want in prompt.wants))
+
+    assert 0.5 < sum(whole(*plan) for plan in plans) / len(plans) < 0.6  # half, and those of the others where chance has it so
+    sided = [prompt for scene, prompt in plans if whole(scene, prompt) and len(scene) == 2 and len(prompt.wants) == 2]
+    assert sum(prompt.relation is not None for prompt in sided) > 0.9 * len(sided)
 
 
 def test_descriptions_are_true_and_start_with_either_object(plans):
@@ -125,7 +140,7 @@ def test_words_are_all_that_is_said_and_nothing_else(plans):
     assert {word for _, prompt in plans for word in prompt.text.split()} == set(WORDS) and list(WORDS) == sorted(WORDS)
     asked = [prompt.text for task in TASKS for prompt in prompts(task, 30)]
     assert {word for text in asked for word in text.split()} <= set(WORDS)
-    assert max(len(prompt.text.split()) for _, prompt in plans) <= 22
+    assert max(len(prompt.text.split()) for _, prompt in plans) <= LONGEST
     assert all(sum(word in prompt.text.split() for _, prompt in plans) > 3 for word in WORDS)
 
 

@@ -185,19 +185,24 @@ def test_lessons_draw_latents_and_drop_texts():
     assert exact.shape == (8, 1, 2, 2) and given["context"].dtype == torch.int64 and "beside" not in given
 
 
-def test_easy_scenes_come_first_also_in_a_resumed_run():
+def test_easy_scenes_come_first_in_plain_words_also_in_a_resumed_run():
     n, easy = 12, torch.tensor([3, 5, 7])
-    numbers = torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1)
-    lessons = Lessons(numbers, None, torch.ones(n, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64), easy=easy)
+    numbers, texts = torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1), torch.arange(n).view(n, 1)
+    given = {"std": None, "nothing": torch.full((1, 1), -1), "dropout": 0.0}
+    lessons = Lessons(numbers, texts=texts, easy=easy, plain=100 + easy.view(3, 1), **given)
 
     def dealt(start):
-        return [z.flatten().int().tolist() for z, _ in islice(lessons.batches(4, start=start, ahead=5), 8 - start)]
+        return [(z.flatten().int().tolist(), given["context"].flatten().tolist())
+                for z, given in islice(lessons.batches(4, start=start, ahead=5), 8 - start)]  # fmt: skip
 
-    with pytest.raises(ValueError, match="5 batches of easy scenes, but none are marked"):
-        next(Lessons(numbers, None, torch.ones(n, 4), torch.zeros(1, 4)).batches(4, ahead=5))
+    for half in ({"easy": easy}, {"plain": texts}):
+        with pytest.raises(ValueError, match="5 batches of easy scenes, but none are marked"):
+            next(Lessons(numbers, texts=texts, **half, **given).batches(4, ahead=5))
     whole = dealt(0)
-    assert {i for batch in whole[:5] for i in batch} == {3, 5, 7} and len({i for batch in whole[5:] for i in batch}) > 3
-    assert all(sorted(whole[k]) == sorted(later) for start in (2, 6) for k, later in enumerate(dealt(start), start))
+    seen = [{i for scenes, _ in part for i in scenes} for part in (whole[:5], whole[5:])]
+    assert seen[0] == {3, 5, 7} and len(seen[1]) > 3
+    assert all(said == [i + 100 * (k < 5) for i in scenes] for k, (scenes, said) in enumerate(whole))
+    assert all(sorted(whole[k][0]) == sorted(later[0]) for start in (2, 6) for k, later in enumerate(dealt(start), start))
 
 
 def test_the_latent_loss_is_that_of_diffusion_with_more_in_sight():
