@@ -301,6 +301,24 @@ def test_a_packed_model_draws_alone_and_says_how_it_was_made(run, tmp_path, caps
     assert main(["pack", str(packed), "--out", str(packed)]) == 2 and "is there already" in capsys.readouterr().err
 
 
+def test_the_card_tells_what_a_training_went_on_from(run, tmp_path, capsys):
+    assert train("unet", run, "--text", "joint") == 0
+    first = run / "first"
+    shutil.copytree(run, first, ignore=shutil.ignore_patterns("cache"))
+    numbers = [f"unet.{one}" for one in TINY["unet"].split()]
+    begun = ["train", "--stage", "unet", "--out", str(run), "--text", "joint", "--seed", "3", "--fresh-cache"]
+    assert main([*begun, "--set", *numbers, f"unet.begin={first / 'joint'}", "unet.easy=0"]) == 0
+    assert main(["pack", str(run / "joint"), "--out", str(tmp_path / "packed")]) == 0
+    rows = [line for line in (tmp_path / "packed" / "README.md").read_text().splitlines() if line.startswith("| unet")]
+    assert [row.split(" | ")[0] for row in rows] == ["| unet, begun", "| unet"]
+    assert "--seed 0" in rows[0] and "begin" not in rows[0] and "--text joint" in rows[0]
+    assert f"begin={first / 'joint'}" in rows[1] and "easy=0.0" in rows[1] and "--seed 3" in rows[1]
+    shutil.rmtree(first)
+    capsys.readouterr()
+    assert main(["pack", str(run / "joint"), "--out", str(tmp_path / "again")]) == 2
+    assert "which is not here" in capsys.readouterr().err and not (tmp_path / "again").exists()
+
+
 def test_a_frozen_clip_is_packed_once_and_half_a_training_not_at_all(run, tmp_path, capsys):
     assert main(["pack", str(run), "--out", str(tmp_path / "packed")]) == 0
     shutil.copytree(run, tmp_path / "half")

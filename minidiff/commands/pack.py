@@ -44,32 +44,44 @@ def run(args):
     write_index(out, index, places)
     for name in variants:
         write_index(out / name, index, {part: "unet" if part == "unet" else f"../{places[part]}" for part in PARTS})
-    write_file(out / "README.md", card(out, [line for line in trained if line]).encode())
+    write_file(out / "README.md", card(out, [line for lines in trained for line in lines]).encode())
     print(f"{out}: {megabytes(out):.1f} MB")
 
 
 def check(sources: Iterable[Path]) -> None:
-    """ValueError for a part whose training was cut, before anything is written."""
+    """ValueError for a part whose training was cut, or went on from one that is not here, before anything is written."""
     for source in sources:
-        if (source / TIME).is_file() and (left := unfinished(source)):
-            raise ValueError(f"{source} stopped {left} steps before its end: finish it with --resume")
+        if (source / TIME).is_file():
+            if left := unfinished(source):
+                raise ValueError(f"{source} stopped {left} steps before its end: finish it with --resume")
+            if (before := earlier(source)) and not before.is_dir():
+                raise ValueError(f"{source} went on from {before}, which is not here: the card is to say how that was trained")
 
 
-def copy(source: Path, target: Path) -> str | None:
-    """Copy a part, a network in half precision; returns its line of the card, if it was trained on its own."""
+def copy(source: Path, target: Path) -> list[str]:
+    """Copy a part, a network in half precision; returns its lines of the card, if it was trained on its own."""
     if not (source / "model.safetensors").is_file():
         shutil.copytree(source, target)
-        return None
+        return []
     net, about = load(source)
     told = {name: value for name, value in about.items() if name not in ("class", "config")}
     save(target, net, torch.float16, **told)
-    if "training" not in told:
-        return None  # a text encoder that learned with the U-Net
-    training, spent = told["training"], read_json(source / TIME)
-    weights = sum(p.numel() for p in net.parameters())
     name = f"{target.parent.name}/unet" if target.parent.name in VARIANTS else target.name
-    return (f"| {name} | {weights:,} | {spent['minutes']:.0f} on {spent['machine']} | "
-            f"`{command(source, training)}` |")  # fmt: skip
+    return lines(name, source, sum(p.numel() for p in net.parameters())) if "training" in told else []
+
+
+def lines(name: str, source: Path, weights: int) -> list[str]:
+    """Of the card: how this part was trained, and before it that from which it went on."""
+    before, spent = earlier(source), read_json(source / TIME)
+    how = command(source, read_json(source / "config.json")["training"])
+    return [*(lines(f"{name}, begun", before, weights) if before else []),
+            f"| {name} | {weights:,} | {spent['minutes']:.0f} on {spent['machine']} | `{how}` |"]  # fmt: skip
+
+
+def earlier(source: Path) -> Path | None:
+    """The folder of the U-Net from which this part went on (begin=), if it did."""
+    begin = read_json(source / "config.json")["training"]["settings"].get("begin")
+    return begin and Path(begin) / "unet"
 
 
 def command(source: Path, training: dict) -> str:
