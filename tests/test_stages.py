@@ -316,7 +316,7 @@ def test_the_card_tells_what_a_training_went_on_from(run, tmp_path, capsys):
     shutil.rmtree(first)
     capsys.readouterr()
     assert main(["pack", str(run / "joint"), "--out", str(tmp_path / "again")]) == 2
-    assert "which is not here" in capsys.readouterr().err and not (tmp_path / "again").exists()
+    assert "the card is to say how that was trained" in capsys.readouterr().err and not (tmp_path / "again").exists()
 
 
 def test_a_frozen_clip_is_packed_once_and_half_a_training_not_at_all(run, tmp_path, capsys):

@@ -54,8 +54,9 @@ def check(sources: Iterable[Path]) -> None:
         if (source / TIME).is_file():
             if left := unfinished(source):
                 raise ValueError(f"{source} stopped {left} steps before its end: finish it with --resume")
-            if (before := earlier(source)) and not before.is_dir():
-                raise ValueError(f"{source} went on from {before}, which is not here: the card is to say how that was trained")
+            if (before := earlier(source)) and not (before / TIME).is_file():
+                raise ValueError(f"{source} went on from {before}, and the card is to say how that was trained: "
+                                 f"there is no {before / TIME}")
 
 
 def copy(source: Path, target: Path) -> list[str]:
