@@ -16,6 +16,7 @@ from minidiff.commands.stages import SETTINGS
 from minidiff.commands.works import reader
 from minidiff.data.captions import Captioned
 from minidiff.data.grammar import WORDS
+from minidiff.data.shapes import caption
 from minidiff.pretrained import words_tokenizer
 from minidiff.training.checkpoint import read_tensors
 from minidiff.training.latent import Lessons
@@ -219,6 +220,20 @@ def test_a_share_of_the_steps_is_easy(run, monkeypatch):
         numbers = [f"unet.{one}" for one in f"{TINY['unet']} steps=4 easy={easy}".split()]
         assert main(["train", "--stage", "unet", "--out", str(run), "--set", *numbers]) == 0
         assert asked.pop() == ahead
+
+
+@pytest.mark.parametrize("text", ["clip", "joint"])
+def test_each_scene_is_told_its_own_words(run, monkeypatch, text):
+    seen, batches = [], Lessons.batches
+    monkeypatch.setattr(Lessons, "batches", lambda its, *args, **how: seen.append(its) or batches(its, *args, **how))
+    assert train("unet", run, "--text", text) == 0
+    lessons, pipe = seen[-1], opened(run if text == "clip" else run / text)
+    told = Captioned(len(lessons.mean), 16, 0)
+    read = pipe.tokenizer if text == "joint" else pipe.encode_text
+    words = {"texts": [told.plan(i)[1].text for i in range(len(told))], "nothing": [""],
+             "plain": [caption(told.plan(i)[0]) for i in lessons.easy.tolist()]}  # fmt: skip
+    for name, said in words.items():
+        torch.testing.assert_close(getattr(lessons, name).float(), read(said).detach().float(), rtol=1e-2, atol=1e-2)
 
 
 def test_one_stage_on_pixels(tmp_path):
