@@ -14,6 +14,7 @@ from minidiff.data.captions import TASKS
 from minidiff.data.grammar import WORDS
 from minidiff.evaluation.alignment import Row
 from minidiff.evaluation.diversity import Diversity
+from minidiff.evaluation.lies import Lie
 from minidiff.pipelines import own
 from minidiff.pretrained import words_tokenizer
 from minidiff.training import save
@@ -82,6 +83,8 @@ def test_one_command_measures_everything(made, tmp_path, capsys):
     assert all(at["diversity"]["n"] == 12 and at["diversity"]["distance"] >= 0 for at in found["sweep"])
     curves = found["distances_in_mini_clip_features"]
     assert {who: [d["n"] for d in curve] for who, curve in curves.items()} == {"model": [3], "real scenes": [3]}
+    assert [(round(lie["sigma"], 2), sorted(lie)) for lie in found["error_rises_if_told"]] == [
+        (sigma, ["colours", "nothing", "places", "sigma"]) for sigma in (0.95, 0.9, 0.8, 0.6, 0.4)]
     assert curves["model"] != curves["real scenes"] and found["diversity_of_real_scenes"]["n"] == 12
 
 
@@ -164,3 +167,5 @@ def test_tables():
     for cells in ("| 98.0% | 98.0% |", "| 0.500 | 0.500 |       0.250 |", "|   75% |   75% |         75% |"):
         assert cells in said
     assert {len(line) for line in said.splitlines() if line.startswith("|")} == {len(said.splitlines()[0])}
+    said = tables.lied([Lie(0.9, 0.5, 0.0, -0.01), Lie(0.4, 0.25, 2.0, 0.1)]).splitlines()
+    assert [cell.strip() for cell in said[3].split("|")[1:-1]] == ["the two colours exchanged", "+0.0%", "+200.0%"]

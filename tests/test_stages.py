@@ -222,13 +222,14 @@ def test_a_share_of_the_steps_is_easy(run, monkeypatch):
         assert asked.pop() == ahead
 
 
-@pytest.mark.parametrize("text", ["clip", "joint"])
-def test_each_scene_is_told_its_own_words(run, monkeypatch, text):
+@pytest.mark.parametrize(("text", "brief"), [("clip", 0.0), ("joint", 0.0), ("joint", 0.5)])
+def test_each_scene_is_told_its_own_words(run, monkeypatch, text, brief):
     seen, batches = [], Lessons.batches
     monkeypatch.setattr(Lessons, "batches", lambda its, *args, **how: seen.append(its) or batches(its, *args, **how))
-    assert train("unet", run, "--text", text) == 0
+    numbers = [f"unet.{one}" for one in f"{TINY['unet']} brief={brief}".split()]
+    assert main(["train", "--stage", "unet", "--out", str(run), "--text", text, "--set", *numbers]) == 0
     lessons, pipe = seen[-1], opened(run if text == "clip" else run / text)
-    told = Captioned(len(lessons.mean), 16, 0)
+    told = Captioned(len(lessons.mean), 16, 0, brief=brief)
     read = pipe.tokenizer if text == "joint" else pipe.encode_text
     words = {"texts": [told.plan(i)[1].text for i in range(len(told))], "nothing": [""],
              "plain": [caption(told.plan(i)[0]) for i in lessons.easy.tolist()]}  # fmt: skip

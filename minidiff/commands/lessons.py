@@ -18,9 +18,9 @@ from ..training.cache import cached, fingerprint
 
 
 @lru_cache(maxsize=2)
-def scenes(n: int, size: int, seed: int) -> tuple[Tensor, list[str], Captioned]:
+def scenes(n: int, size: int, seed: int, brief: float = 0.0) -> tuple[Tensor, list[str], Captioned]:
     """n captioned scenes to learn from: uint8 (n, 3, size, size), what they are said to be, and all that is known of them."""
-    told = Captioned(n, size, seed)
+    told = Captioned(n, size, seed, brief=brief)
     return *told.tensors(), told
 
 
@@ -30,9 +30,10 @@ class Cache:
     fresh: all is computed anew, and overwrites what is there.
     """
 
-    def __init__(self, folder: Path, n: int, size: int, seed: int, device: str = "cpu", fresh: bool = False):
+    def __init__(self, folder: Path, n: int, size: int, seed: int, device: str = "cpu", fresh: bool = False,
+                 brief: float = 0.0):  # fmt: skip
         self.folder, self.of, self.device, self.fresh = folder, (n, size, seed), device, fresh
-        self.pixels, self.captions, self.told = scenes(*self.of)
+        self.pixels, self.captions, self.told = scenes(*self.of, brief)
 
     def latents(self, vae: nn.Module) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of the scenes' latents, of unit variance: float16 (n, C, h, w) each."""
@@ -102,7 +103,7 @@ class Cache:
 
     @torch.no_grad()
     def _get(self, name: str, net: nn.Module, make, room: int, said: list[str] | None = None) -> dict[str, Tensor]:
-        made_by = fingerprint(net, scenes=self.of, captions=said or self.captions)
+        made_by = fingerprint(net, scenes=self.of, said=said)
         return cached(self.folder / f"{name}.safetensors", made_by, make, self.fresh, room)
 
 

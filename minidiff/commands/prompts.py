@@ -15,6 +15,7 @@ from ..diffusion import SAMPLERS
 from ..evaluation.alignment import Row, Walk, alignment, best_scale, draw, held_out_gaps, questions
 from ..evaluation.distances import TRAIN, Distance, distances, features, load_ruler, looking, real_scenes
 from ..evaluation.diversity import PROMPTS, Diversity, diversity, real_images
+from ..evaluation.lies import Lie, lies
 from ..pipelines import StableDiffusion
 from ..pipelines.own import WEIGHTS, locate
 from ..training.cache import fingerprint
@@ -44,6 +45,7 @@ class Found(NamedTuple):
     variety: dict[float, Diversity]
     real: Diversity
     curves: dict[str, list[Distance]]
+    lies: list[Lie]
 
 
 def reads(name: str) -> bool:
@@ -120,7 +122,7 @@ def measure(pipe, args, asked: Asked, look: Callable | None) -> Found:
         sides = {"model": draw(pipe, asked.said, walk), "real scenes": asked.scenes}
         curves = {name: distances(features(side, look), others) for name, side in sides.items()}
     real = diversity(real_images(args.each, pipe.size, UNSEEN + args.seed), args.each, look)
-    return Found(walk.scale, rows, sweep, variety, real, curves)
+    return Found(walk.scale, rows, sweep, variety, real, curves, lies(pipe, seed=args.seed))
 
 
 def write(out: Path, found: Found, about: dict) -> None:
@@ -130,6 +132,7 @@ def write(out: Path, found: Found, about: dict) -> None:
         title += f"; of {', '.join(f'{scale:g}' for scale in found.sweep)} this guidance is obeyed best"
     said = [title, tables.aligned(found.rows), tables.swept(found.sweep, found.variety, found.real)]
     said += [tables.judged(found.curves)] if found.curves else []
+    said += [tables.lied(found.lies)]
     print("\n\n".join(said))
     write_file(out / "table.md", ("\n\n".join(said) + "\n").encode())
     write_file(out / "eval.json", (json.dumps(about | as_json(found), indent=1) + "\n").encode())
@@ -151,4 +154,5 @@ def as_json(found: Found) -> dict:
                   for scale, rows in found.sweep.items()],
         "diversity_of_real_scenes": found.real._asdict(),
         "distances_in_mini_clip_features": {who: [d._asdict() for d in curve] for who, curve in found.curves.items()},
+        "error_rises_if_told": [lie._asdict() for lie in found.lies],
     }  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ..evaluation.alignment import Row, held_out_gaps, mean_share
 from ..evaluation.distances import Distance
 from ..evaluation.diversity import Diversity
+from ..evaluation.lies import Lie
 
 
 def aligned(rows: Sequence[Row]) -> str:
@@ -45,6 +46,13 @@ def judged(curves: dict[str, list[Distance]]) -> str:
         lines += [(f"{who} to other real scenes", str(d.n), str(d.parts), f"{d.fd:.3f}", f"{d.fd_std:.3f}", f"{d.kd:.4f}",
                    f"{d.kd_std:.4f}") for d in curve]  # fmt: skip
     return markdown(lines)
+
+
+def lied(found: Sequence[Lie]) -> str:
+    """A column for each level of noise: by how much the error rises on real scenes, told something else than the truth."""
+    told = {"nothing": "nothing", "colours": "the two colours exchanged", "places": "the two places exchanged"}
+    lines = [("the error in x0 rises, if told", *(f"sigma {lie.sigma:.2f}" for lie in found))]
+    return markdown([*lines, *((said, *(f"{getattr(lie, name):+.1%}" for lie in found)) for name, said in told.items())])
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -24,7 +24,7 @@ COLOURED = ("colours", "attribute binding")                       # the tasks wh
 HELD_OUT = (("orange", "circle"), ("yellow", "square"), ("pink", "triangle"), ("purple", "star"), ("green", "heart"),
             ("cyan", "cross"))                                    # one for each shape, never the same colour twice
 EVERYTHING = Chances(1, 1, 1, 1)                                  # what every other training caption mentions
-TAUGHT = {                                                        # and the others
+TAUGHT = {                                                        # and the others, unless they are to be brief
     "one object": Chances(colour=0.5, size=0.4, relation=0, background=0.4),
     "two objects": Chances(colour=0.5, size=0.3, relation=0, background=0.4),
     "counting": Chances(colour=0.5, size=0.2, relation=0, background=0.4),
@@ -185,18 +185,23 @@ class Captioned(Dataset):
     [i] is a `Scene`. One caption of two says all there is to say, so that each of its words has something to answer for
     (Betker et al. 2023, "Improving image generation with better captions"); the other says what its task teaches, and of the
     rest what chance will have it say.
+    brief: share of all captions, at most 0.5, that are of the others and say as little as a prompt does (`ASKED`).
     tasks: those to draw from, all alike likely; a task named twice comes twice as often. held_out: see `imagine`.
     A DataLoader needs a collate_fn that drops `attributes`, for scenes differ in the number of objects.
 
-    Raises ValueError for n < 1, size < 8, seed < 0, and unknown tasks or none.
+    Raises ValueError for n < 1, size < 8, seed < 0, brief outside [0, 0.5], and unknown tasks or none.
     """
 
-    def __init__(self, n: int, size: int = 64, seed: int = 0, held_out: bool = False, tasks: Sequence[str] = TASKS):
+    def __init__(self, n: int, size: int = 64, seed: int = 0, held_out: bool = False, tasks: Sequence[str] = TASKS,
+                 brief: float = 0.0):  # fmt: skip
         if size < 8 or not tasks:
             raise ValueError(f"size is {size}, tasks are {tasks}: give a size of 8 or more, and at least one task")
+        if not 0 <= brief <= 0.5:
+            raise ValueError(f"brief is {brief}: the half of the captions that say everything are not, so give 0 to 0.5")
         for task in tasks:
             _check(task, n, seed)
         self.n, self.size, self.seed, self.held_out, self.tasks = n, size, seed, held_out, tuple(tasks)
+        self.brief = brief
         self._plans: dict[int, tuple[tuple[Attributes, ...], Prompt]] = {}  # to imagine takes longer than to remember
 
     def __len__(self) -> int:
@@ -216,7 +221,8 @@ class Captioned(Dataset):
             random = np.random.default_rng([self.seed, i])
             task = _pick(self.tasks, random)
             attributes = imagine(task, random, self.held_out)
-            chances = EVERYTHING if random.random() < 0.5 else TAUGHT[task]
+            u = random.random()
+            chances = EVERYTHING if u < 0.5 else ASKED[task] if u >= 1 - self.brief else TAUGHT[task]
             self._plans[i] = attributes, _prompt(task, attributes, random, chances)
         return self._plans[i]
 

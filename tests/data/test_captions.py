@@ -97,6 +97,20 @@ def test_every_other_caption_says_everything(plans):
     assert sum(prompt.relation is not None for prompt in sided) > 0.9 * len(sided)
 
 
+def test_brief_captions_ask_as_prompts_do(plans):
+    """A third of all, none of those that say everything; the scenes and the rest of the captions stay what they are."""
+    scenes = Captioned(1500, seed=1, brief=1 / 3)
+    assert [scenes.plan(i)[0] for i in range(1500)] == [scene for scene, _ in plans]
+    other = [i for i in range(1500) if scenes.plan(i)[1].text != plans[i][1].text]
+    assert 0.15 < len(other) / 1500 < 1 / 3                         # some say by chance what they said before
+
+    def told(prompt):
+        return sum(want.colour is not None for want in prompt.wants) + sum(want.size is not None for want in prompt.wants)
+
+    pairs = [i for i in other if scenes.plan(i)[1].task == "two objects"]
+    assert len(pairs) > 20 and sum(told(scenes.plan(i)[1]) for i in pairs) == 0 < sum(told(plans[i][1]) for i in pairs)
+
+
 def test_descriptions_are_true_and_start_with_either_object(plans):
     random, first = np.random.default_rng(0), collections.Counter()
     for scene, _ in plans[:600]:
@@ -329,6 +343,7 @@ def test_the_oracle_confirms_captions_and_refuses_those_of_other_scenes():
     (lambda: prompts("counting", 3, held_out=True), "name no colour.*colours or attribute binding"),
     (lambda: Captioned(0), "n is 0"), (lambda: Captioned(4, 7), "size is 7"), (lambda: Captioned(4, tasks=()), "one task"),
     (lambda: Captioned(4, tasks=["count"]), "no task"), (lambda: Captioned(4, seed=-1), "seed is -1"),
+    (lambda: Captioned(4, brief=0.6), "give 0 to 0.5"), (lambda: Captioned(4, brief=-0.1), "brief is -0.1"),
     (lambda: describe((), np.random.default_rng(0)), "0 objects"),
     (lambda: describe((RED,) * 5, np.random.default_rng(0)), "5 objects: .* one to four")])
 def test_misuse_is_named(call, message):
