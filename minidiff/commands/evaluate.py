@@ -10,7 +10,8 @@ Beside them the floor: as many real training images, judged alike.
 
 Of words: draws --sweep images for every task at every guidance scale, and --n at the best; an oracle without a network in it
 reads what is on them. Also measured: how varied the images of one prompt are, the distances to real scenes in the
-features of a CLIP that was trained here, and how much worse the network guesses a real scene if it is lied to about it. A table, all figures as JSON and three pictures go to --out.
+features of a CLIP that was trained here, and how much worse the network guesses a real scene if it is lied to about it.
+A table, all figures as JSON and three pictures go to --out.
 """
 
 from pathlib import Path
