@@ -63,6 +63,7 @@ def run(args) -> None:
     pipe.progress = False
     clip = None if args.ruler == "none" else load_ruler(args.ruler or find_ruler(folder), pipe.size, device)
     asked = ask(pipe, args)
+    next(pipe.walk("", steps=args.steps, sampler=SAMPLERS[args.sampler]))  # one step: what cannot be walked is refused here
     out = Path(args.out) if args.out else Path("runs/eval", folder.name) if WEIGHTS in folder.parents else folder / "eval"
     out.mkdir(parents=True, exist_ok=True)
     found = measure(pipe, args, asked, clip and looking(clip))
