@@ -185,7 +185,9 @@ class Captioned(Dataset):
     [i] is a `Scene`. One caption of two says all there is to say, so that each of its words has something to answer for
     (Betker et al. 2023, "Improving image generation with better captions"); the other says what its task teaches, and of the
     rest what chance will have it say.
-    brief: share of all captions, at most 0.5, that are of the others and say as little as a prompt does (`ASKED`).
+    brief: share of all captions, at most 0.5, that are of the others and say as little as a prompt does (`ASKED`). Where they
+    do not say who is where, they name the upper left first, as one reads: else nothing tells a model which of two blots is
+    to become the star of "a star and a square", and it makes stars of both.
     tasks: those to draw from, all alike likely; a task named twice comes twice as often. held_out: see `imagine`.
     A DataLoader needs a collate_fn that drops `attributes`, for scenes differ in the number of objects.
 
@@ -221,9 +223,11 @@ class Captioned(Dataset):
             random = np.random.default_rng([self.seed, i])
             task = _pick(self.tasks, random)
             attributes = imagine(task, random, self.held_out)
-            u = random.random()
+            told, u = attributes, random.random()
             chances = EVERYTHING if u < 0.5 else ASKED[task] if u >= 1 - self.brief else TAUGHT[task]
-            self._plans[i] = attributes, _prompt(task, attributes, random, chances)
+            if chances is ASKED[task] and not chances.relation:
+                told = sorted(attributes, key=lambda a: a.x + a.y)
+            self._plans[i] = attributes, _prompt(task, told, random, chances)
         return self._plans[i]
 
     def tensors(self, chunk: int = 128) -> tuple[Tensor, list[str]]:

@@ -109,6 +109,10 @@ def test_brief_captions_ask_as_prompts_do(plans):
 
     pairs = [i for i in other if scenes.plan(i)[1].task == "two objects"]
     assert len(pairs) > 20 and sum(told(scenes.plan(i)[1]) for i in pairs) == 0 < sum(told(plans[i][1]) for i in pairs)
+    for i in pairs:                                                 # the upper left is named first
+        (a, *_), prompt = sorted(scenes.plan(i)[0], key=lambda a: a.x + a.y), scenes.plan(i)[1]
+        assert prompt.wants[0].shape == a.shape, prompt.text
+    assert {"left of", "right of", "above", "below"} <= {scenes.plan(i)[1].relation for i in other}
 
 
 def test_descriptions_are_true_and_start_with_either_object(plans):
