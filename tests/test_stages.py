@@ -227,7 +227,7 @@ def test_each_scene_is_told_its_own_words(run, monkeypatch, text, brief):
     seen, batches = [], Lessons.batches
     monkeypatch.setattr(Lessons, "batches", lambda its, *args, **how: seen.append(its) or batches(its, *args, **how))
     numbers = [f"unet.{one}" for one in f"{TINY['unet']} brief={brief}".split()]
-    assert main(["train", "--stage", "unet", "--out", str(run), "--text", text, "--set", *numbers]) == 0
+    assert main(["train", "--stage", "unet", "--out", str(run), "--text", text, "--fresh-cache", "--set", *numbers]) == 0
     lessons, pipe = seen[-1], opened(run if text == "clip" else run / text)
     told = Captioned(len(lessons.mean), 16, 0, brief=brief)
     read = pipe.tokenizer if text == "joint" else pipe.encode_text
