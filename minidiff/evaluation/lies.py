@@ -10,7 +10,7 @@ A scene is noised, and the network guesses it, told the truth or one of three ot
     rise = |x0(x_t, lie) - x0|^2 / |x0(x_t, truth) - x0|^2 - 1
 
 Whoever knows the words, but not which belongs to which thing, loses by silence and nothing by the lies: they are made of
-the same words, or nearly.
+the same words, or nearly. Whoever has bound them believes the lie, and that can cost more than silence.
 """
 
 from typing import NamedTuple
@@ -37,7 +37,11 @@ class Lie(NamedTuple):
 
 @torch.no_grad()
 def lies(pipe, n: int = 96, seed: int = 0) -> list[Lie]:
-    """What n scenes of two objects, such as training might have shown but did not, make a TextToImage lose at five levels."""
+    """What each lie costs a TextToImage such as StableDiffusion, at LEVELS, on n scenes of two objects; least noisy last.
+
+    The scenes are of the kind that training shows, but with a seed of their own; scenes and noise depend on (n, seed) alone.
+    ValueError for a model that never learned the words.
+    """
     random, scenes = np.random.default_rng([seed, 1_000_000]), []
     while len(scenes) < n:
         scene = imagine("position", random)
@@ -64,7 +68,7 @@ def colours_exchanged(a: Attributes, b: Attributes) -> tuple[Attributes, Attribu
 
 def places_exchanged(a: Attributes, b: Attributes) -> tuple[Attributes, Attributes]:
     """The scene that the second lie is true of."""
-    return a._replace(x=b.x, y=b.y), b._replace(x=a.x, y=a.y)
+    return a._replace(x=b.x, y=b.y, position=b.position), b._replace(x=a.x, y=a.y, position=a.position)
 
 
 def _is_fair(scene: tuple[Attributes, Attributes]) -> bool:
