@@ -70,3 +70,5 @@ def test_what_is_exchanged():
     a, b = next(scene for scene in map(md.data.Shapes(40, objects=2, seed=0).attributes, range(40)) if room._is_fair(scene))
     assert caption((a, b)) != caption(colours_exchanged(a, b)) != caption(places_exchanged(a, b))
     assert colours_exchanged(*colours_exchanged(a, b)) == places_exchanged(*places_exchanged(a, b)) == (a, b)
+    c, d = places_exchanged(a, b)
+    assert (c.x, c.y, c.position, d.x, d.y, d.position) == (b.x, b.y, b.position, a.x, a.y, a.position) and c.shape == a.shape
