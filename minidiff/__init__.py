@@ -20,8 +20,12 @@ from .diffusion import (
     Schedule,
     State,
     add_noise,
+    between,
     classifier_free,
+    classifier_guided,
     clipped,
+    color_loss,
+    composed,
     ddim,
     ddim_step,
     ddpm,
@@ -32,6 +36,7 @@ from .diffusion import (
     dpmpp_2m_sde,
     euler,
     euler_ancestral,
+    guided,
     heun,
     inpainting,
     invert,
@@ -39,6 +44,8 @@ from .diffusion import (
     plms,
     predict_eps,
     predict_x0,
+    repaint,
+    rescaled,
     sample,
     velocity,
 )  # fmt: skip
@@ -55,10 +62,11 @@ _LAZY = {
 }
 
 __all__ = [
-    "CLEAN", "CLIP", "VAE", "CLIPImage", "CLIPText", "DatasetDenoiser", "DiT", "Estimate", "GaussianDenoiser", "Level", "MMDiT",
-    "Schedule", "State", "UNet", "add_noise", "classifier_free", "clipped", "contrastive_loss", "ddim", "ddim_step", "ddpm",
-    "ddpm_step", "denoiser", "diffusion_loss", "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "heun", "inpainting",
-    "invert", "lms", "plms", "predict_eps", "predict_x0", "sample", "velocity",
+    "CLEAN", "CLIP", "VAE", "CLIPImage", "CLIPText", "DatasetDenoiser", "DiT", "Estimate", "GaussianDenoiser", "Level",
+    "MMDiT", "Schedule", "State", "UNet", "add_noise", "between", "classifier_free", "classifier_guided", "clipped",
+    "color_loss", "composed", "contrastive_loss", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss",
+    "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "guided", "heun", "inpainting", "invert", "lms", "plms",
+    "predict_eps", "predict_x0", "repaint", "rescaled", "sample", "velocity",
     *_LAZY,
 ]  # fmt: skip
 

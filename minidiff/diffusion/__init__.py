@@ -2,12 +2,13 @@
 
 from .exact import DatasetDenoiser, GaussianDenoiser
 from .forward import Denoiser, Estimate, add_noise, clipped, denoiser, predict_eps, predict_x0, target, to_estimate, velocity
-from .guidance import classifier_free, inpainting
+from .guidance import between, classifier_free, composed, inpainting, rescaled
 from .inversion import invert
 from .loss import diffusion_loss, measured_weight, min_snr_weight
 from .multistep import dpmpp_2m, dpmpp_2m_sde, lms, plms
-from .samplers import Sampler, State, ddim, ddpm, euler, euler_ancestral, heun, sample
+from .samplers import Sampler, State, ddim, ddpm, euler, euler_ancestral, heun, repaint, sample
 from .schedule import CLEAN, Level, Schedule
+from .steering import classifier_guided, color_loss, guided
 from .steps import ddim_step, ddpm_step
 
 SAMPLERS = {sampler.__name__: sampler for sampler in (
@@ -16,7 +17,8 @@ SAMPLERS = {sampler.__name__: sampler for sampler in (
 
 __all__ = [
     "CLEAN", "SAMPLERS", "DatasetDenoiser", "Denoiser", "Estimate", "GaussianDenoiser", "Level", "Sampler", "Schedule",
-    "State", "add_noise", "classifier_free", "clipped", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss",
-    "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "heun", "inpainting", "invert", "lms", "measured_weight",
-    "min_snr_weight", "plms", "predict_eps", "predict_x0", "sample", "target", "to_estimate", "velocity",
+    "State", "add_noise", "between", "classifier_free", "classifier_guided", "clipped", "color_loss", "composed", "ddim",
+    "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss", "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral",
+    "guided", "heun", "inpainting", "invert", "lms", "measured_weight", "min_snr_weight", "plms", "predict_eps",
+    "predict_x0", "repaint", "rescaled", "sample", "target", "to_estimate", "velocity",
 ]  # fmt: skip

@@ -1,6 +1,10 @@
-"""Guidance: a denoiser made of a denoiser. The sampler never learns it is there."""
+"""Guidance by the network's own answers: a denoiser made of denoisers. The sampler never learns it is there.
 
-from collections.abc import Callable
+Asked about several conditions, a network gives several answers, and a sum of answers is an answer. Guidance by the gradient
+of something else, a colour or a classifier, is in `steering.py`.
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,20 +19,72 @@ def classifier_free(net: Callable, cond: dict, uncond: dict, scale: float, predi
         output = uncond + scale * (cond - uncond)          scale 1: plain conditional, 0: unconditional, > 1: exaggerated
 
     cond, uncond: the network's keyword arguments, tensors with a row per image, such as {"y": labels} and
-    {"y": torch.full_like(labels, net.null_class)}. Both questions go to the network as one batch of 2B; at scale 1 only
-    the conditional one is asked. Raises ValueError if the two do not name the same arguments.
+    {"y": torch.full_like(labels, net.null_class)}. A negative prompt is another `uncond`. Both questions go to the network
+    as one batch of 2B; at scale 1 only the conditional one is asked, at 0 only the other. Raises ValueError if the two do
+    not name the same arguments.
     """
-    if cond.keys() != uncond.keys():
-        raise ValueError(f"cond names {sorted(cond)} and uncond names {sorted(uncond)}: they must answer the same questions")
+    return composed(net, [cond], [scale], uncond, predicts)
 
-    both = {name: torch.cat([cond[name], uncond[name]]) for name in cond} if scale != 1 else None
+
+def composed(net: Callable, conds: Sequence[dict], scales: Sequence[float], uncond: dict, predicts: str = "eps") -> Denoiser:
+    """Several conditions, each with its own weight (Liu et al. 2022, "Composable Diffusion", eq. 11): "this, and that".
+
+        output = uncond + sum_i scales[i] * (conds[i] - uncond)
+
+    A negative scale moves away: "this, and not that". conds, uncond: as in `classifier_free`. All questions go to the network
+    as one batch; those that do not count, at scale 0, are not asked, nor is `uncond` where the scales add up to 1.
+    Raises ValueError if there is not one scale for each condition, and if they do not name the same arguments.
+    """
+    if len(conds) != len(scales):
+        raise ValueError(f"{len(conds)} conditions and {len(scales)} scales: give one scale for each")
+    for cond in conds:
+        if cond.keys() != uncond.keys():
+            raise ValueError(f"cond names {sorted(cond)} and uncond names {sorted(uncond)}: they must answer the same "
+                             "questions")
+    weights = [*scales, 1 - sum(scales)]
+    asked = [(cond, weight) for cond, weight in zip([*conds, uncond], weights, strict=True) if weight]
+    together = {name: torch.cat([cond[name] for cond, _ in asked]) for name in uncond}
 
     def denoise(xt: Tensor, level: Level) -> Estimate:
-        t = level.timesteps(xt)
-        if both is None:
-            return to_estimate(net(xt, t, **cond), xt, level, predicts)
-        with_cond, without = net(torch.cat([xt, xt]), torch.cat([t, t]), **both).chunk(2)
-        return to_estimate(torch.lerp(without, with_cond, scale), xt, level, predicts)
+        n, t = len(asked), level.timesteps(xt)
+        answers = net(torch.cat([xt] * n), torch.cat([t] * n), **together).chunk(n)
+        output = sum(weight * answer for (_, weight), answer in zip(asked, answers, strict=True))
+        return to_estimate(output, xt, level, predicts)
+
+    return denoise
+
+
+def rescaled(strong: Denoiser, plain: Denoiser, share: float = 0.7) -> Denoiser:
+    """A guided denoiser whose x0 has no more contrast than the plain one's (Lin et al. 2023, eqs. 15 and 16, here of x0).
+
+        x0 = share * x0 * std(plain x0) / std(x0) + (1 - share) * x0            std over all of an image
+
+    Guidance overshoots: at a high scale pictures are garish. eps stays as it was, as in `clipped`. Raises ValueError for a
+    share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share = {share}: from 0, all the contrast that guidance gives, to 1, none of what it adds")
+
+    def denoise(xt: Tensor, level: Level) -> Estimate:
+        x0, eps = strong(xt, level)
+        over_image = tuple(range(1, x0.ndim))
+        ratio = plain(xt, level).x0.std(over_image, keepdim=True) / x0.std(over_image, keepdim=True)
+        return Estimate(x0 * torch.lerp(torch.ones_like(ratio), ratio, share), eps)
+
+    return denoise
+
+
+def between(strong: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:
+    """Guided only at levels with low <= sigma <= high, plain elsewhere (Kynkäänniemi et al. 2024, "a limited interval").
+
+    At the noisy end guidance costs variety, at the clean end it changes nothing but time. One level for the whole batch.
+    Raises ValueError unless 0 <= low <= high <= 1.
+    """
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"from sigma = {low} to {high}: give 0 <= low <= high <= 1")
+
+    def denoise(xt: Tensor, level: Level) -> Estimate:
+        return (strong if low <= float(level.sigma) <= high else plain)(xt, level)
 
     return denoise
 

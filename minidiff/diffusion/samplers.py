@@ -111,6 +111,30 @@ def heun(denoise: Denoiser, x: Tensor, levels: list[Level]) -> Iterator[State]:
         yield State(x, estimate.x0, there)
 
 
+@torch.no_grad()
+def repaint(
+    denoise: Denoiser, x: Tensor, levels: list[Level], times: int = 5, generator: torch.Generator | None = None
+) -> Iterator[State]:
+    """DDIM that takes every step `times` times, noised back up between them (Lugmayr et al. 2022, algorithm 1).
+
+        x_here = rho * x_there + sqrt(sigma_here^2 - rho^2 * sigma_there^2) * noise,    rho = alpha_here / alpha_there
+
+    That is the forward process from one level to a noisier one. With `inpainting` for a denoiser, what is invented has time to
+    take notice of what is known beside it; `times` network calls a step. Raises ValueError unless the levels go from noisy to
+    clean, and for times < 1.
+    """
+    if times < 1:
+        raise ValueError(f"times = {times}: every step is taken once or more")
+    for here, there in downward(levels):
+        for again in reversed(range(times)):
+            estimate = denoise(x, here)
+            x = ddim_step(x, estimate, here, there)
+            if again:
+                rho = here.alpha / there.alpha
+                x = rho * x + (here.sigma**2 - (rho * there.sigma) ** 2) ** 0.5 * randn_like(x, generator)
+        yield State(x, estimate.x0, there)
+
+
 def step_by(x: Tensor, answer: Tensor, predicts: str, here: Level, there: Level) -> Tensor:
     """DDIM's step as if the network, one that `predicts` this, had given this `answer` about x (B, ...).
 

@@ -169,37 +169,39 @@ class TextToImage:
 
     # ---- from a picture back to its noise ---------------------------------------------------------------------------
 
-    def invert(self, image: Tensor, prompt: str | list[str], steps: int = 50, guidance_scale: float = 1.0) -> Tensor:
+    def invert(self, image: Tensor, prompt: str | list[str], steps: int = 50, guidance_scale: float = 1.0,
+               refine: int = 0) -> Tensor:  # fmt: skip
         """The noise, (B, C, h, w), from which this picture, (1 or B, 3, H, W), would have come. Back to it, nearly, leads
 
             pipe(prompt, latents=noise, steps=steps, guidance_scale=1, sampler=ddim)
 
         It climbs the very levels the sampler descends. Without guidance by default: inversion goes back along the path on
         which the picture is likely under its prompt, and a guided path is that of an exaggerated picture, which this one is
-        not; each step up would undo a step that was never taken, and the errors add up.
+        not; each step up would undo a step that was never taken, and the errors add up. refine: see `diffusion.invert`.
         """
-        *_, last = self._climb(image, prompt, steps, guidance_scale)
+        *_, last = self._climb(image, prompt, steps, guidance_scale, refine)
         return last.x
 
     @torch.no_grad()
     def edit(self, image: Tensor, source_prompt: str | list[str], target_prompt: str | list[str], steps: int = 50,
-             start: int = 10, negative_prompt: str | list[str] = "", guidance_scale: float | None = None,
+             start: int = 10, negative_prompt: str | list[str] = "", guidance_scale: float | None = None, refine: int = 0,
              ) -> Tensor:  # fmt: skip
         """The picture that source_prompt describes, inverted, then drawn again after target_prompt: (B, 3, H, W).
 
         start: how many of the first steps are left out. 0 begins at the noise and changes most; near `steps`, little changes.
+        refine: of the inversion, see `diffusion.invert`.
         """
         if not 0 <= start < steps:
             raise ValueError(f"start = {start} of {steps} steps: leave out 0 to {steps - 1}")
         levels, targets = self.recipe.levels(steps, ddim), listed(target_prompt)
-        states = list(self._climb(image, source_prompt, steps, 1.0))  # states[-1] is at levels[0], states[-2] at levels[1], ...
+        states = list(self._climb(image, source_prompt, steps, 1.0, refine))  # [-1] is at levels[0], [-2] at levels[1], ...
         x = matched("image", states[max(-1 - start, -len(states))].x, len(targets))
         denoise = self.denoiser(targets, negative_prompt, guidance_scale, ddim)
         *_, last = self._run(denoise, x, levels[min(start, len(states) - 1) :], ddim, None)
         return self.decode(last.x)
 
-    def _climb(self, image, prompt, steps, guidance_scale) -> Iterator[State]:
+    def _climb(self, image, prompt, steps, guidance_scale, refine) -> Iterator[State]:
         prompts, levels = listed(prompt), self.recipe.levels(steps, ddim)
         z = matched("image", self.encode(image, sample=False), len(prompts))
-        walk = invert(self.denoiser(prompts, "", guidance_scale, ddim), z, levels)
+        walk = invert(self.denoiser(prompts, "", guidance_scale, ddim), z, levels, refine)
         yield from tqdm(walk, total=len(levels) - 1, disable=not self.progress, leave=False)

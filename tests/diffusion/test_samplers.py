@@ -103,6 +103,24 @@ def test_inversion_error_falls_with_steps(generator):
     assert last.level == levels[0] and last.x.std().item() == pytest.approx(1, abs=0.1)
 
 
+def test_refined_inversion_closes_the_round_trip(generator):
+    x0, levels = 0.5 * torch.randn(500, 1, generator=generator, dtype=torch.float64), LINEAR.levels(50)
+    errors, calls = [], []
+
+    def counting(xt, level):
+        calls.append(level)
+        return GAUSSIAN(xt, level)
+
+    for refine in (0, 1, 3, 10):
+        calls.clear()
+        *_, last = invert(counting, x0, levels, refine)
+        assert len(calls) == 50 * (1 + refine)
+        errors.append((walk(ddim, GAUSSIAN, last.x, levels) - x0).abs().max().item())
+    assert errors[0] > 5 * errors[1] > 50 * errors[2] and errors[3] < 1e-6, errors
+    with pytest.raises(ValueError, match="refine = -1"):
+        next(invert(GAUSSIAN, x0, levels, -1))
+
+
 def test_dataset_denoiser_gives_its_own_images_back(generator):
     data = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     for sampler in (ddim, ddpm):
