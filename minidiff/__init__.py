@@ -49,7 +49,7 @@ from .diffusion import (
     sample,
     velocity,
 )  # fmt: skip
-from .nets import CLIP, VAE, CLIPImage, CLIPText, DiT, MMDiT, UNet, contrastive_loss
+from .nets import CLIP, VAE, CLIPImage, CLIPText, DiT, MMDiT, UNet, clip_loss, contrastive_loss
 
 __version__ = "0.1.0"
 
@@ -57,16 +57,17 @@ __version__ = "0.1.0"
 _LAZY = {
     **dict.fromkeys(("data", "evaluation", "pipelines", "plot", "pretrained", "training")),
     **dict.fromkeys(("EMA", "TrainConfig", "Trainer", "load", "save"), "training"),
-    **dict.fromkeys(("Tokenizer", "load_clip", "load_clip_text", "load_mmdit", "load_unet", "load_vae"), "pretrained"),
+    **dict.fromkeys(("Tokenizer", "load_clip", "load_clip_text", "load_mmdit", "load_open_clip", "load_unet", "load_vae"),
+                    "pretrained"),
     **dict.fromkeys(("ClassToImage", "StableDiffusion", "StableDiffusion3"), "pipelines"),
 }
 
 __all__ = [
     "CLEAN", "CLIP", "VAE", "CLIPImage", "CLIPText", "DatasetDenoiser", "DiT", "Estimate", "GaussianDenoiser", "Level",
-    "MMDiT", "Schedule", "State", "UNet", "add_noise", "between", "classifier_free", "classifier_guided", "clipped",
-    "color_loss", "composed", "contrastive_loss", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss",
-    "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "guided", "heun", "inpainting", "invert", "lms", "plms",
-    "predict_eps", "predict_x0", "repaint", "rescaled", "sample", "velocity",
+    "MMDiT", "Schedule", "State", "UNet", "add_noise", "between", "classifier_free", "classifier_guided", "clip_loss",
+    "clipped", "color_loss", "composed", "contrastive_loss", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser",
+    "diffusion_loss", "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "guided", "heun", "inpainting", "invert",
+    "lms", "plms", "predict_eps", "predict_x0", "repaint", "rescaled", "sample", "velocity",
     *_LAZY,
 ]  # fmt: skip
 

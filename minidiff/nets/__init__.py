@@ -27,6 +27,7 @@ from .blocks import (
 )
 from .clip import CLIPText
 from .clip_image import CLIP, CLIPImage, contrastive_loss, zero_shot
+from .clip_loss import clip_loss, cuts
 from .discriminator import Discriminator, hinge
 from .dit import DiT, DiTBlock, FinalLayer, Modulation, PatchEmbedding
 from .embeddings import ClassEmbedding, TimeEmbedding, drop_labels, sinusoidal
@@ -40,6 +41,6 @@ __all__ = [
     "CrossAttnDownBlock", "CrossAttnMidBlock", "CrossAttnUpBlock", "DiT", "DiTBlock", "Discriminator", "DownBlock",
     "DownSample", "FeedForward", "FinalLayer", "Gaussian", "JointAttention", "JointBlock", "MMDiT", "Memory", "MidBlock",
     "Modulation", "PatchEmbedding", "Pixels", "ResNetBlock", "SelfAttention", "SpatialAttention", "SpatialTransformer",
-    "TimeEmbedding", "UNet", "UpBlock", "UpSample", "attention_maps", "contrastive_loss", "drop_labels", "group_norm", "hinge",
-    "remembering", "sinusoidal", "zero_shot",
+    "TimeEmbedding", "UNet", "UpBlock", "UpSample", "attention_maps", "clip_loss", "contrastive_loss", "cuts",
+    "drop_labels", "group_norm", "hinge", "remembering", "sinusoidal", "zero_shot",
 ]  # fmt: skip

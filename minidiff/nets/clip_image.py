@@ -80,6 +80,16 @@ class CLIP(nn.Module):
                              "same projection")
         self.logit_scale = nn.Parameter(torch.tensor(log(1 / 0.07)))
 
+    @property
+    def size(self) -> int:
+        """Height and width of the pictures it looks at."""
+        return self.image.config["size"]
+
+    @property
+    def width(self) -> int:
+        """How many numbers a picture, or a text, becomes."""
+        return self.image.config["projection"] or self.image.config["dim"]
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, size, size) in [-1, 1] -> vectors (B, D) of length 1."""
         return normalize(self.image(images), dim=1)
