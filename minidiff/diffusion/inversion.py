@@ -21,7 +21,7 @@ from .steps import ddim_step
 
 
 @torch.no_grad()
-def invert(denoise: Denoiser, x0: Tensor, levels: list[Level], refine: int = 0) -> Iterator[State]:
+def invert(denoise: Denoiser, x0: Tensor, levels: list[Level], *, refine: int = 0) -> Iterator[State]:
     """Walk x0 (B, ...) up to noise over the levels that a sampler would walk down, and yield a State after every step.
 
     levels: those of the sampler, so that `ddim(denoise, last.x, levels)` comes back along the same stations, to an error

@@ -203,5 +203,5 @@ class TextToImage:
     def _climb(self, image, prompt, steps, guidance_scale, refine) -> Iterator[State]:
         prompts, levels = listed(prompt), self.recipe.levels(steps, ddim)
         z = matched("image", self.encode(image, sample=False), len(prompts))
-        walk = invert(self.denoiser(prompts, "", guidance_scale, ddim), z, levels, refine)
+        walk = invert(self.denoiser(prompts, "", guidance_scale, ddim), z, levels, refine=refine)
         yield from tqdm(walk, total=len(levels) - 1, disable=not self.progress, leave=False)

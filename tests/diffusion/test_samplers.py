@@ -113,12 +113,12 @@ def test_refined_inversion_closes_the_round_trip(generator):
 
     for refine in (0, 1, 3, 10):
         calls.clear()
-        *_, last = invert(counting, x0, levels, refine)
+        *_, last = invert(counting, x0, levels, refine=refine)
         assert len(calls) == 50 * (1 + refine)
         errors.append((walk(ddim, GAUSSIAN, last.x, levels) - x0).abs().max().item())
     assert errors[0] > 5 * errors[1] > 50 * errors[2] and errors[3] < 1e-6, errors
     with pytest.raises(ValueError, match="refine = -1"):
-        next(invert(GAUSSIAN, x0, levels, -1))
+        next(invert(GAUSSIAN, x0, levels, refine=-1))
 
 
 def test_dataset_denoiser_gives_its_own_images_back(generator):
