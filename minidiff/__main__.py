@@ -1,17 +1,17 @@
-"""The command line: python -m minidiff demo | train | sample | eval | pack | course | parity | bench."""
+"""The command line: python -m minidiff demo | train | sample | edit | eval | pack | course | parity | bench."""
 
 import argparse
 import errno
 import sys
 
-from .commands import bench, course, demo, evaluate, pack, parity, sample, train
+from .commands import bench, course, demo, edit, evaluate, pack, parity, sample, train
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. What the user got wrong is told in one line, with exit status 2; a bug keeps its traceback."""
     parser = argparse.ArgumentParser("minidiff", description="Diffusion models, built by hand.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for room in (demo, train, sample, evaluate, pack, course, parity, bench):
+    for room in (demo, train, sample, edit, evaluate, pack, course, parity, bench):
         command = commands.add_parser(room.NAME, help=room.HELP, description=room.__doc__, formatter_class=Formatter)
         room.arguments(command)
         command.set_defaults(run=room.run)

@@ -4,38 +4,19 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import torch
 from PIL import Image
+from toys import clip, model
 
 import minidiff as md
 from minidiff.__main__ import main
 from minidiff.commands import prompts, tables
 from minidiff.data.captions import TASKS
-from minidiff.data.grammar import WORDS
 from minidiff.evaluation.alignment import Row
 from minidiff.evaluation.diversity import Diversity
 from minidiff.evaluation.lies import Lie
 from minidiff.pipelines import own
-from minidiff.pretrained import words_tokenizer
-from minidiff.training import save
 
-SMALL = {"dim": 8, "layers": 1, "heads": 2, "projection": 8}
 FEW = ["--n", "2", "--sweep", "1", "--each", "2", "--scenes", "3", "--steps", "2", "--batch", "5"]
-
-
-def model(folder, words=WORDS, in_channels=4):
-    torch.manual_seed(0)
-    tokenizer = words_tokenizer(words, length=32)
-    unet = md.UNet(in_channels, 4, (8, 16), (True, False), layers=1, context_dim=8, shortcut=True)
-    text = md.CLIPText(len(tokenizer.vocab), 32, 8, layers=1, heads=2, eos=tokenizer.end)
-    vae = md.VAE(channels=(8, 16), layers=1, groups=None)
-    pipe = md.StableDiffusion(unet, vae, text, tokenizer, own.OwnRecipe({"name": "flow"}, "x0"), size=16)
-    pipe.save(folder)
-
-
-def clip(folder, size=16):
-    torch.manual_seed(1)
-    save(folder, md.CLIP({"vocab": 20, "length": 8, **SMALL}, {"size": size, "patch": 8, **SMALL}))
 
 
 @pytest.fixture(scope="module")

@@ -2,23 +2,24 @@
 
   python -m minidiff bench samplers --plot errors.png
   python -m minidiff bench oracle --vae runs/sd/vae --plot oracle.png
+  python -m minidiff bench editing --model shapes --plot edits.png
 """
 
 import importlib.util
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
 from ..evaluation import benchmark, calibration
 from ..pretrained import load_vae
+from . import editing
+from .common import write_json
 from .parity import TESTS
 
-NAME, HELP = "bench", "measure samplers, or the oracle that marks drawings"
+NAME, HELP = "bench", "measure samplers, edits, or the oracle that marks drawings"
 NOTES = """
 10 to 50 steps: the error of such walks, {spacing} levels of Stable Diffusion's schedule to CLEAN, on a mixture of three
 Gaussians: root mean square over quantiles. 20 calls: of the longest walk that asks the network so often. Where the order
@@ -39,12 +40,15 @@ def arguments(parser):
     oracle.add_argument("--size", type=int, default=64, help="pixels a side")
     oracle.add_argument("--vae", metavar="FOLDER", help="an autoencoder's: what it gives back is one damage more")
     oracle.add_argument("--plot", metavar="FILE.png", help="draw precision, recall and refusals against damage")
-    for subject in (samplers, oracle):
+    edits = subjects.add_parser("editing", help="edits that do what they are told and nothing else; inversion's way back",
+                                description=editing.__doc__, formatter_class=parser.formatter_class)  # fmt: skip
+    editing.arguments(edits)
+    for subject in (samplers, oracle, edits):
         subject.add_argument("--json", metavar="FILE", help="write every figure that was measured")
 
 
 def run(args):
-    {"samplers": bench_samplers, "oracle": bench_oracle}[args.subject](args)
+    {"samplers": bench_samplers, "oracle": bench_oracle, "editing": editing.run}[args.subject](args)
 
 
 def bench_oracle(args):
@@ -55,7 +59,7 @@ def bench_oracle(args):
     print(f"\n{args.n} scenes of one and two objects, {args.size} x {args.size}. In %: recall of every attribute, and of all")
     print("but position at once, precision of the same, images with the right count; then what is no shape and was refused.")
     if args.json:
-        _write_json(args.json, {"n": args.n, "size": args.size, "rows": [asdict(row) for row in rows]})
+        write_json(args.json, {"n": args.n, "size": args.size, "rows": [asdict(row) for row in rows]})
     if args.plot:
         from ..plot import show_curves
 
@@ -79,7 +83,7 @@ def bench_samplers(args):
         print(missing)
     if args.json:
         found = {"spacing": args.spacing, "floor": floor, "rows": [asdict(row) for row in rows]}
-        _write_json(args.json, found)
+        write_json(args.json, found)
     if args.plot:
         from ..plot import show_orders
 
@@ -120,11 +124,6 @@ def _rebuilder(folder: str) -> Callable:
         return torch.cat([vae.decode(vae.encode(part).mean) for part in images.split(32)])
 
     return rebuild
-
-
-def _write_json(file: str, found: dict) -> None:
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    Path(file).write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _theirs() -> tuple[Callable | None, str]:

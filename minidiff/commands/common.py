@@ -1,8 +1,10 @@
 """What several commands need: a device, a dataset by name, precision, how many steps fit into the time there is."""
 
 import argparse
+import json
 import platform
 import time
+from pathlib import Path
 
 import torch
 
@@ -56,3 +58,9 @@ def steps_in(minutes: float, trainer: Trainer, feed, probe: int = 8) -> int:
         trainer.one_step(feed)
         times.append(time.perf_counter() - began)
     return max(1, int(60 * minutes / sorted(times)[probe // 2]))
+
+
+def write_json(file: str | Path, found: dict) -> None:
+    """All figures of a benchmark; the folder is made."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(json.dumps(found, indent=1) + "\n")

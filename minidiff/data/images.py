@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .picture import GREY_MODES, to_tensor
+
 SPLIT_FOLDERS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval"}
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-GREY_MODES = {"1", "L", "LA", "I;16", "I;16B", "I;16L"}
 
 
 class Images(Dataset):
@@ -210,7 +211,7 @@ def _decode(rows, column: str, name: str | Path, size: int | None, channels: int
     for i in tqdm(range(len(rows)), desc=f"decoding {Path(name).name}", unit="img", leave=False):
         picture = _read(rows, i, column, name)
         all_grey = all_grey and picture.mode in GREY_MODES
-        image = _fit(_to_tensor(picture, channels or (1 if all_grey else 3)), size, fit)
+        image = _fit(to_tensor(picture, channels or (1 if all_grey else 3)), size, fit)
         if pixels is None:
             pixels = torch.empty(len(rows), *image.shape, dtype=torch.uint8)
         if image.shape[0] != pixels.shape[1]:
@@ -229,19 +230,6 @@ def _read(rows, i: int, column: str, name: str | Path):
     if picture is None:
         raise ValueError(f"{name}: row {i} holds no picture: remove it from the dataset")
     return picture
-
-
-def _to_tensor(picture, channels: int) -> Tensor:
-    """A PIL picture of any mode → uint8 (channels, H, W)."""
-    from PIL import Image
-    from torchvision.transforms.v2 import functional
-
-    if picture.mode.startswith("I;16"):  # PIL would clip 16 bits at 255 instead of keeping the upper 8
-        picture = picture.point(lambda value: value / 256).convert("L")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return functional.pil_to_tensor(picture.convert("L" if channels == 1 else "RGB"))
 
 
 def _fit(image: Tensor, size: int | None, fit: str) -> Tensor:

@@ -27,7 +27,7 @@ def guided(denoise: Denoiser, loss: Callable[[Tensor], Tensor], scale: float, th
     """The denoiser, steered towards pictures on which `loss` is low (Dhariwal & Nichol 2021, algorithm 2; see above).
 
     loss: x0 (B, C, H, W) -> one number, the sum over the images of what each of them lacks: so none feels the others. With
-    a model of latents it is of what they show: lambda z: loss(to_images(vae, z)).
+    a model of latents it is of what they show: lambda z: loss(vae.decode(z / vae.scale + vae.shift)).
     scale: how much it counts; 0 changes nothing. A mean over 3072 numbers has a slope of 1/3072 in each, so such a loss wants
     scales of some hundred.
     through_net: ask the network how x0 depends on x_t (True: memory and time of a training step), or take it for
