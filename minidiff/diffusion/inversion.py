@@ -28,8 +28,8 @@ def invert(denoise: Denoiser, x0: Tensor, levels: list[Level], *, refine: int = 
     that falls as 1/steps; in which order they are given does not matter. Every step asks the denoiser about the level it
     leaves, as going down does: asking about the level it reaches is a common slip, and shifts the whole walk by a step.
     refine: how often each step is taken again with the answer from where it ended, a fixed-point iteration (Pan et al. 2023,
-    "AIDI", eq. 8): at its fixed point x, DDIM's step down from x ends exactly where this one began. It costs refine + 1 network
-    calls a step, and gains where the steps are short enough for it to converge.
+    "AIDI"): at its fixed point x, DDIM's step down from x ends exactly where this one began. It costs refine + 1 network
+    calls a step. Of an answer, eps - x0 is kept, which means something at both ends: eps alone, where alpha = 0, is x_t.
     Raises ValueError for fewer than two levels, for two levels that are equally noisy, and for refine < 0.
     """
     if refine < 0:
@@ -43,6 +43,7 @@ def invert(denoise: Denoiser, x0: Tensor, levels: list[Level], *, refine: int = 
         estimate = denoise(x, here)
         ahead = ddim_step(x, estimate, here, there)
         for _ in range(refine):
-            ahead = step_by(x, denoise(ahead, there).eps, "eps", here, there)
+            seen = denoise(ahead, there)
+            ahead = step_by(x, seen.eps - seen.x0, "flow", here, there)
         x = ahead
         yield State(x, estimate.x0, there)

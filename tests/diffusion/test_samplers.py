@@ -103,8 +103,9 @@ def test_inversion_error_falls_with_steps(generator):
     assert last.level == levels[0] and last.x.std().item() == pytest.approx(1, abs=0.1)
 
 
-def test_refined_inversion_closes_the_round_trip(generator):
-    x0, levels = 0.5 * torch.randn(500, 1, generator=generator, dtype=torch.float64), LINEAR.levels(50)
+@pytest.mark.parametrize("schedule", [LINEAR, FLOW, LINEAR.zero_terminal_snr()], ids=["vp", "flow", "zero snr"])
+def test_refined_inversion_closes_the_round_trip(schedule, generator):
+    x0, levels = 0.5 * torch.randn(500, 1, generator=generator, dtype=torch.float64), schedule.levels(50, "trailing")
     errors, calls = [], []
 
     def counting(xt, level):
@@ -116,7 +117,7 @@ def test_refined_inversion_closes_the_round_trip(generator):
         *_, last = invert(counting, x0, levels, refine=refine)
         assert len(calls) == 50 * (1 + refine)
         errors.append((walk(ddim, GAUSSIAN, last.x, levels) - x0).abs().max().item())
-    assert errors[0] > 5 * errors[1] > 50 * errors[2] and errors[3] < 1e-6, errors
+    assert errors[0] > 5 * errors[1] > 25 * errors[2] and errors[3] < 1e-6, errors
     with pytest.raises(ValueError, match="refine = -1"):
         next(invert(GAUSSIAN, x0, levels, refine=-1))
 
