@@ -47,6 +47,37 @@ def test_two_runs_with_one_seed_leave_identical_files(tmp_path):
     assert digests(tmp_path / "c")["model.safetensors"] != a["model.safetensors"]
 
 
+def test_training_goes_on_from_another_run_on_other_images(pictures, tmp_path, capsys):
+    assert train(tmp_path / "a") == 0
+    begun = ["train", "--begin", str(tmp_path / "a"), "--batch", "4", "--lr", "1e-9"]
+    assert main([*begun, "--data", str(pictures), "--steps", "1", "--accumulate", "2", "--out", str(tmp_path / "b")]) == 0
+    (old, about), (new, told) = (load(tmp_path / name) for name in "ab")
+    assert len(about["classes"]) == 48 and told["classes"] == ["blue", "red"] and new.null_class == 2
+    assert all(told[name] == about[name] for name in ("schedule", "predicts", "size"))
+    there, here = old.state_dict(), new.state_dict()
+    assert here["label.table.weight"].shape[0] == 3
+    for name in here:
+        if name != "label.table.weight":
+            torch.testing.assert_close(here[name], there[name], rtol=1e-5, atol=1e-6)
+
+    for options, sentence in ((["--channels", "8,16"], "--channels is that of"), (["--predicts", "v"], "--predicts is that of"),
+                              (["--condition", "concat"], "how classes enter is that of")):  # fmt: skip
+        assert main([*begun, *options, "--out", str(tmp_path / "c")]) == 2
+        assert sentence in capsys.readouterr().err
+    assert main([*begun[:2], str(tmp_path / "nowhere"), "--out", str(tmp_path / "c")]) == 2 and not (tmp_path / "c").exists()
+
+
+def test_a_grey_model_is_not_begun_from_in_colour(tmp_path, capsys):
+    folder = tmp_path / "grey" / "x"
+    folder.mkdir(parents=True)
+    for i in range(4):
+        Image.new("L", (16, 16), 40 * i).save(folder / f"{i}.png")
+    one = ["train", "--data", str(tmp_path / "grey"), "--condition", "none", "--steps", "1", "--out", str(tmp_path / "a"), *TINY]
+    assert main(one) == 0
+    assert main(["train", "--begin", str(tmp_path / "a"), "--limit", "8", "--batch", "4", "--out", str(tmp_path / "b")]) == 2
+    assert "3 channels, and the network of --begin draws 1" in capsys.readouterr().err
+
+
 def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path, monkeypatch):
     assert train(tmp_path / "whole", "--every", "2", steps=4) == 0
 

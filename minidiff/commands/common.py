@@ -42,10 +42,11 @@ def fast_in_bf16(device: str) -> bool:
     return device == "cpu" and bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
 
 
-def open_data(name: str, size: int | None, split: str = "train", limit: int | None = None) -> Images:
+def open_data(name: str, size: int | None, split: str = "train", limit: int | None = None,
+              channels: int | None = None) -> Images:  # fmt: skip
     """Images by name: "shapes", drawn on the spot, or whatever load_images reads."""
     if name != "shapes":
-        return load_images(name, size=size, split=split, limit=limit)
+        return load_images(name, size=size, split=split, limit=limit, channels=channels)
     scenes = Shapes(limit or 8192, size or 32, seed=0 if split == "train" else 1)
     return Images(*scenes.tensors(), scenes.classes)
 

@@ -4,11 +4,13 @@ text-to-image model on captioned Shapes.
   python -m minidiff train --data shapes --out runs/shapes
   python -m minidiff train --data zalando-datasets/fashion_mnist --size 32 --minutes 15 --out runs/fashion
   python -m minidiff train --data shapes --net dit --out runs/dit
+  python -m minidiff train --data my/pictures --begin runs/shapes --accumulate 2 --lr 5e-4 --out runs/mine
   python -m minidiff train --stage all --minutes 60 --out runs/sd
 
 Writes the averaged weights (model.safetensors, config.json), loss.png, losses.csv, and a grid of samples every so often.
 With --minutes the number of steps is found by timing the first ones, printed, and kept in config.json: --steps with that
-number repeats the run exactly.
+number repeats the run exactly. --begin goes on from the weights of another run, on other images: its network and its
+process are that run's, and only the names of the classes are learned anew.
 
 --stage vae, clip and unet each write their part below --out, and together a folder for StableDiffusion.from_pretrained. A
 stage that was stopped goes on by --resume, with the numbers it was begun with.
@@ -34,6 +36,7 @@ from .common import device_argument, fast_in_bf16, open_data, pick_device, steps
 
 NAME, HELP = "train", "train a model on images"
 PATCH = {"unet": 2, "dit": 4}  # pixels per side
+BEGUN = {"net", "channels", "attention", "layers", "dim", "depth", "patch", "schedule", "zero_snr", "predicts"}  # of --begin
 OPTIONS = ("optimizer", "lr", "warmup", "decay", "accumulate", "ema", "seed", "every")  # that go to TrainConfig as they are
 
 
@@ -90,6 +93,7 @@ def arguments(parser):
     run.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default=TrainConfig.optimizer)
     run.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
     run.add_argument("--out", default="runs/train", help="folder to write")
+    run.add_argument("--begin", default=None, metavar="FOLDER", help="a run of train: fine-tune its network on these images")
     run.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     device_argument(run)
     stages.arguments(parser)
@@ -102,12 +106,13 @@ def run(args):
     if odd := sorted(args.given & {"set", "text", "variant"}):
         raise ValueError(f"--{odd[0]} is for the stages of a text-to-image model: say which by --stage")
     device, out = pick_device(args.device), Path(args.out)
-    images = open_data(args.data, args.size, args.split, args.limit)
+    before = open_begun(args) if args.begin else None
+    images = open_data(args.data, args.size, args.split, args.limit, before and before.net.config["in_channels"])
     print(f"{args.data}: {images}")
     bf16 = {"auto": fast_in_bf16(device), "fp32": False, "bf16": True}[args.precision]
     options = {name: getattr(args, name) for name in OPTIONS}
     config = TrainConfig(steps=args.steps, bf16=bf16, **options)
-    pipe = build(args, images)
+    pipe = build(args, images, before)
     feed = {"batch_size": args.batch, "device": device, "flip": args.flip, "seed": args.seed}
     measured = args.measured or ("flow" if args.predicts == "x0" and args.min_snr is None else None)
     weighing = {"min_snr": args.min_snr, "measured": measured}
@@ -115,7 +120,7 @@ def run(args):
     if args.minutes:
         config = TrainConfig(steps=steps_in(args.minutes, trainer, batches(images, **feed)), bf16=bf16, **options)
         print(f"{args.minutes:g} minutes are {config.steps} steps here: --steps {config.steps} repeats this run")
-        pipe = build(args, images)
+        pipe = build(args, images, before)
         trainer = make_trainer(pipe, config, device, args.label_dropout, **weighing)
     if args.resume:
         trainer.load_state(out)
@@ -129,14 +134,27 @@ def run(args):
     print(f"{out}/  model.safetensors, config.json, loss.png, losses.csv, samples.png")
 
 
-def build(args, images: Images) -> ClassToImage:
-    """An untrained model for these images; its weights depend on args.seed alone."""
+def open_begun(args) -> ClassToImage:
+    """The model of --begin, whose size is that of the images where none was said. ValueError for options that are its own."""
+    before = ClassToImage.load(args.begin)
+    if odd := sorted(args.given & BEGUN):
+        raise ValueError(f"--{odd[0].replace('_', '-')} is that of {args.begin}, with which this run begins: leave it out")
+    if args.condition == "concat":
+        raise ValueError(f"--condition concat: how classes enter is that of {args.begin}; none leaves them out")
+    args.size = args.size if "size" in args.given else before.size
+    return before
+
+
+def build(args, images: Images, before: ClassToImage | None = None) -> ClassToImage:
+    """An untrained model for these images; its weights depend on args.seed alone. before: the model it goes on from."""
     if images.labels is None and args.condition != "none":
         raise ValueError("these images have no labels: sort them into a folder per class, or pass --condition none")
     classes = [] if args.condition == "none" else images.classes or [str(i) for i in range(int(images.labels.max()) + 1)]
     channels, patch = images.pixels.shape[1], args.patch or PATCH[args.net]
     torch.manual_seed(args.seed)
-    if args.net == "dit":
+    if before:
+        net = further(before.net, channels, classes)
+    elif args.net == "dit":
         if args.condition == "concat":
             raise ValueError("--condition concat lays the class beside the image of a unet: a dit takes add or none")
         net = DiT(channels, channels, args.size, patch, args.dim, args.depth, num_classes=len(classes) or None)
@@ -148,8 +166,21 @@ def build(args, images: Images) -> ClassToImage:
     if args.size % net.stride:
         raise ValueError(f"--size {args.size} does not divide by this network's stride of {net.stride}: "
                          f"take --size {-(-args.size // net.stride) * net.stride}")
+    if before:
+        return ClassToImage(net, before.schedule_config, before.predicts, args.size, classes)
     schedule = {"name": args.schedule, "zero_terminal_snr": args.zero_snr}
     return ClassToImage(net, schedule, args.predicts, args.size, classes)
+
+
+def further(net: UNet | DiT, channels: int, classes: list[str]) -> UNet | DiT:
+    """A network with the weights of `net` but for the table of classes, which is new: other images have others."""
+    if channels != net.config["in_channels"]:
+        raise ValueError(f"these images have {channels} channels, and the network of --begin draws {net.config['in_channels']}")
+    new = type(net)(**net.config | {"num_classes": len(classes) or None})
+    kept = {name: w for name, w in net.state_dict().items() if not name.startswith("label.")}
+    own = {name: w for name, w in new.state_dict().items() if name.startswith("label.")}
+    new.load_state_dict(kept | own)
+    return new
 
 
 def make_trainer(pipe: ClassToImage, config: TrainConfig, device: str, label_dropout=0.1, **weighing) -> Trainer:
