@@ -72,8 +72,8 @@ def test_a_grey_model_is_not_begun_from_in_colour(tmp_path, capsys):
     folder.mkdir(parents=True)
     for i in range(4):
         Image.new("L", (16, 16), 40 * i).save(folder / f"{i}.png")
-    one = ["train", "--data", str(tmp_path / "grey"), "--condition", "none", "--steps", "1", "--out", str(tmp_path / "a"), *TINY]
-    assert main(one) == 0
+    grey = ["--data", str(tmp_path / "grey"), "--condition", "none"]
+    assert main(["train", *grey, "--steps", "1", "--out", str(tmp_path / "a"), *TINY]) == 0
     assert main(["train", "--begin", str(tmp_path / "a"), "--limit", "8", "--batch", "4", "--out", str(tmp_path / "b")]) == 2
     assert "3 channels, and the network of --begin draws 1" in capsys.readouterr().err
 

@@ -70,6 +70,11 @@ class StableDiffusion(TextToImage):
         """The U-Net."""
         return self.unet
 
+    @property
+    def stride(self) -> int:
+        """The VAE's stride, and the U-Net's patches of latents: what height and width of a picture divide by."""
+        return self.vae.stride * self.unet.config.get("patch", 1)
+
     def cond(self, texts: list[str]) -> dict[str, Tensor]:
         """{"context": tokens (B, 77, D)}"""
         return {"context": self.encode_text(texts)}

@@ -77,8 +77,7 @@ class TextToImage:
             raise ValueError(f"this {type(self.net).__name__} takes {takes} channels, not the {channels} of a latent: "
                              "it was made for pipe.inpaint (9) or pipe.depth2img (5)")
         height, width, stride = height or self.size, width or self.size, self.vae.stride
-        if height % self.stride or width % self.stride:
-            raise ValueError(f"{height}x{width} pixels: height and width must divide by {self.stride}")
+        self._fits(height, width)
         shape = (len(prompts), channels, height // stride, width // stride)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents of shape {tuple(latents.shape)}: {len(prompts)} of {height}x{width} take {shape}")
@@ -107,6 +106,10 @@ class TextToImage:
         options = {"generator": generator} if draws(sampler) else {}
         yield from tqdm(sampler(denoise, x, levels, **options), total=len(levels) - 1, disable=not self.progress, leave=False)
 
+    def _fits(self, height: int, width: int) -> None:
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"{height}x{width} pixels: height and width must divide by {self.stride}")
+
     def _empty(self, shape: tuple) -> Tensor:
         weight = next(self.net.parameters())
         return torch.empty(shape, device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
@@ -118,6 +121,7 @@ class TextToImage:
 
         sample=False takes its mean. ValueError for another shape, for values outside [-1, 1], for odd sizes.
         """
+        self._fits(*image.shape[-2:])
         return to_latents(self.vae, image, generator, sample, self.tile).to(self._empty(()))
 
     def decode(self, latents: Tensor) -> Tensor:

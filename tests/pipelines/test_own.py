@@ -130,6 +130,16 @@ def test_a_model_of_pixels_is_a_pipeline_like_any(tmp_path):
     assert noise.shape == image.shape and again.stride == 1
 
 
+def test_a_unet_of_patches_takes_larger_pieces():
+    pipe = tiny()
+    pipe.unet = md.UNet(4, 4, (8, 16), (True, False), layers=1, context_dim=12, shortcut=True, patch=2).eval()
+    assert pipe.stride == 4 and pipe("a star", height=20, width=16).shape == (1, 3, 20, 16)
+    odd = torch.zeros(1, 3, 18, 16)
+    for walk in (lambda: pipe("a star", height=18), lambda: pipe.img2img("a star", odd), lambda: pipe.invert(odd, "a star")):
+        with pytest.raises(ValueError, match="18x16 pixels: height and width must divide by 4"):
+            walk()
+
+
 def test_prompts_are_of_known_words_few_or_none(tmp_path):
     tiny().save(tmp_path)
     pipe = opened(tmp_path)
