@@ -28,8 +28,9 @@ def guided(denoise: Denoiser, loss: Callable[[Tensor], Tensor], scale: float, th
 
     loss: x0 (B, C, H, W) -> one number, the sum over the images of what each of them lacks: so none feels the others. With
     a model of latents it is of what they show: lambda z: loss(vae.decode(z / vae.scale + vae.shift)).
-    scale: how much it counts; 0 changes nothing. A mean over 3072 numbers has a slope of 1/3072 in each, so such a loss wants
-    scales of some hundred.
+    scale: how much it counts; 0 changes nothing. Through the network it counts in nats: exp(-scale * loss) is how often a
+    picture is taken, so tens are much. With the network held every number is pushed by itself, and a mean over 3072 of them
+    has a slope of 1/3072 in each: such a loss wants some thousand.
     through_net: ask the network how x0 depends on x_t (True: memory and time of a training step), or take it for
     alpha / (alpha^2 + sigma^2) (False).
 
