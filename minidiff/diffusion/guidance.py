@@ -59,17 +59,18 @@ def rescaled(strong: Denoiser, plain: Denoiser, share: float = 0.7) -> Denoiser:
 
         x0 = share * x0 * std(plain x0) / std(x0) + (1 - share) * x0            std over all of an image
 
-    Guidance overshoots: at a high scale pictures are garish. eps stays as it was, as in `clipped`. Raises ValueError for a
-    share outside [0, 1].
+    Guidance overshoots: at a high scale pictures are garish. eps is what x_t then says it must be; kept as it was, it would
+    make of x0 and eps another picture than x_t, and DDIM's walk would drift away. plain asks the network once more.
+    Raises ValueError for a share outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share}: from 0, all the contrast that guidance gives, to 1, none of what it adds")
 
     def denoise(xt: Tensor, level: Level) -> Estimate:
-        x0, eps = strong(xt, level)
+        x0 = strong(xt, level).x0
         over_image = tuple(range(1, x0.ndim))
         ratio = plain(xt, level).x0.std(over_image, keepdim=True) / x0.std(over_image, keepdim=True)
-        return Estimate(x0 * torch.lerp(torch.ones_like(ratio), ratio, share), eps)
+        return to_estimate(x0 * torch.lerp(torch.ones_like(ratio), ratio, share), xt, level, "x0")
 
     return denoise
 
