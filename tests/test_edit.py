@@ -19,7 +19,7 @@ WORDS = ["--from", "a red circle", "--to", "a blue star"]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "sd"
-    model(folder)
+    model(folder, shaken=True)
     return folder
 
 
@@ -71,6 +71,10 @@ def test_redrawn_and_repainted(made):
     expected = pipe.inpaint("a star", image, torch.ones(1, 1, 16, 20), **draw)
     assert_close(load_picture("edited.png"), expected, rtol=0, atol=0.005)
     assert edit(made, "red.png", "--to", "a star", "--mask", "black.png") == 0
+    assert edit(made, "red.png", "--to", "a star", "--mask", "white.png", "--strength", "0.75", "--out", "most.png") == 0
+    most = pipe.inpaint("a star", image, torch.ones(1, 1, 16, 20), 0.75, steps=4, generator=torch.Generator().manual_seed(0))
+    assert_close(load_picture("most.png"), most, rtol=0, atol=0.005)
+    assert (most - expected).abs().max() > 0.05                   # these comparisons are of pictures that differ
     copy = pipe.decode(pipe.encode(image, torch.Generator().manual_seed(0)))
     assert_close(load_picture("edited.png"), copy, rtol=0, atol=0.005)
 
@@ -97,6 +101,11 @@ def test_a_mask_of_another_shape_is_refused(made, capsys):
     Image.new("1", (22, 30), 1).save("tall.png")
     assert edit(made, "red.png", "--to", "a star", "--mask", "tall.png") == 2
     assert "mask is" in told(capsys)
+
+
+def test_bench_editing_refuses_a_start_beyond_the_steps_before_it_measures(made, capsys):
+    assert main(["bench", "editing", "--model", str(made), "--steps", "3", "--starts", "0", "3"]) == 2
+    assert "--starts 3 of 3 steps" in told(capsys)
 
 
 def test_bench_editing_prints_writes_and_draws(made, capsys, monkeypatch, tmp_path):

@@ -7,7 +7,7 @@
 
 With --from: the noise from which the picture would have come, and from there, or from --start steps on, down again after the
 other words (DDIM inversion). With --strength: noised that far and denoised. With --mask: new where the mask is white. A --scene
-is a drawing of which the model has learned such, and knows its own words.
+is a drawing in place of a file, such as our own models learn from, and needs no --from.
 """
 
 import torch

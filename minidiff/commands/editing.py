@@ -35,7 +35,9 @@ def arguments(parser):
 
 
 def run(args):
-    """Measure, print, write and draw."""
+    """Measure, print, write and draw. ValueError for a start that is none, before anything is measured."""
+    if odd := [start for start in args.starts if not 0 <= start < args.steps]:
+        raise ValueError(f"--starts {odd[0]} of {args.steps} steps: leave out 0 to {args.steps - 1}")
     pipe = StableDiffusion.from_pretrained(args.model, device=pick_device(args.device))
     pipe.progress = False
     few, many = ({kind: edits(kind, n, args.seed) for kind in KINDS} for n in (args.sweep, args.n))
