@@ -65,7 +65,7 @@ def returned(trips: list[RoundTrip]) -> str:
     """Round trips as a table."""
     lines = [("there and back", "refined", "guidance on both ways", "network calls", "mean error")]
     for t in trips:
-        lines.append((f"{t.steps} steps", str(t.refine), f"{t.scale:g}", str(t.steps * (2 + t.refine)), f"{t.error:.4f}"))
+        lines.append((f"{t.steps} steps", str(t.refine), f"{t.scale:g}", str(t.steps * (2 + t.refine)), f"{t.error:.5f}"))
     return tables.markdown(lines)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.captions import TASKS, Prompt
+from ..data.captions import TASKS, UNSEEN, Prompt
 from ..diffusion import SAMPLERS
 from ..evaluation.alignment import Row, Walk, alignment, best_scale, draw, held_out_gaps, questions
 from ..evaluation.distances import TRAIN, Distance, distances, features, load_ruler, looking, real_scenes
@@ -24,7 +24,6 @@ from . import figures, tables
 from .common import pick_device
 
 SCALES = (0.0, 1.0, 2.0, 4.0, 7.5, 10.0)
-UNSEEN = 1_000_000  # added to the seed of scenes: no training is given such a one by accident
 
 
 class Asked(NamedTuple):

@@ -23,6 +23,7 @@ TASKS = ("one object", "two objects", "counting", "colours", "position", "attrib
 COLOURED = ("colours", "attribute binding")                       # the tasks whose prompts name colours
 HELD_OUT = (("orange", "circle"), ("yellow", "square"), ("pink", "triangle"), ("purple", "star"), ("green", "heart"),
             ("cyan", "cross"))                                    # one for each shape, never the same colour twice
+UNSEEN = 1_000_000                                                # added to a seed: no training is given such a one by accident
 EVERYTHING = Chances(1, 1, 1, 1)                                  # what every other training caption mentions
 TAUGHT = {                                                        # and the others, unless they are to be brief
     "one object": Chances(colour=0.5, size=0.4, relation=0, background=0.4),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.captions import HELD_OUT, imagine
+from ..data.captions import HELD_OUT, UNSEEN, imagine
 from ..data.oracle import read_shapes
 from ..data.shapes import BACKGROUNDS, COLOURS, SHAPES, Attributes, caption, draw, silhouettes
 from ..diffusion import ddim
@@ -22,7 +22,6 @@ from .alignment import wilson
 
 KINDS = {"colour": COLOURS, "shape": SHAPES, "background": BACKGROUNDS}  # what may be changed, and into what
 NEAR = 0.1  # an object that is farther than that share of the frame from its place has moved
-UNSEEN = 1_000_000  # added to seeds: no training is given such a one by accident
 
 
 class Edit(NamedTuple):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..data.captions import HELD_OUT, imagine
+from ..data.captions import HELD_OUT, UNSEEN, imagine
 from ..data.grammar import HIDING
 from ..data.shapes import Attributes, caption, draw, relation
 from ..diffusion import add_noise
@@ -42,7 +42,7 @@ def lies(pipe, n: int = 96, seed: int = 0) -> list[Lie]:
     The scenes are of the kind that training shows, but with a seed of their own; scenes and noise depend on (n, seed) alone.
     ValueError for a model that never learned the words.
     """
-    random, scenes = np.random.default_rng([seed, 1_000_000]), []
+    random, scenes = np.random.default_rng([seed, UNSEEN]), []
     while len(scenes) < n:
         scene = imagine("position", random)
         scenes += [scene] if _is_fair(scene) else []
