@@ -45,7 +45,7 @@ SEED = 17
 SCENES = 40  # pictures that are changed  # quick: 4
 STEPS = 20  # of a whole walk  # quick: 5
 SCALE = 3.0  # of guidance
-STRENGTHS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # quick: (0.0, 0.4, 0.8, 1.0)
+STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # quick: (0.0, 0.4, 0.8, 1.0)
 TIMES = 5  # how often RePaint takes every step  # quick: 2
 PAIRS = 4000  # draws of the example that is worked out exactly  # quick: 1500
 LONG = True  # hold the model to the numbers in the text  # quick: False
@@ -70,9 +70,9 @@ print(f"the network predicts {pipe.predicts} on a {pipe.schedule.kind} with shif
 
 
 # %%
-def seeded(seed=SEED):
+def seeded(more=0):
     """A fresh generator, so that every method draws the same noise."""
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(SEED + more)
 
 
 def marks(drawn):
@@ -181,9 +181,9 @@ for strength in (0.0, 0.6):
 # ## 3. Two curves, and what strength is a share of
 #
 # Now the sweep. Two things pull against each other: the words get their way only where the old colour is drowned, and the
-# place is kept only where it is not. **Expected:** up to strength 0.4 hardly anything changes colour. *says* climbs to
-# more than 90 % at the end. *done* climbs with it, reaches a summit near 0.8 and falls to the naive attempt's level at 1,
-# because there nothing but noise is left. *spoilt* never goes down.
+# place is kept only where it is not. **Expected:** at strength 0.2 hardly anything changes colour. *says* climbs to
+# more than 90 % at the end. *done* climbs with it at first, has its summit of a half or more between 0.3 and 0.6, and falls to
+# the naive attempt's level at 1, where nothing but noise is left. *spoilt* goes up and up.
 
 # %%
 sweep = {s: marks(pipe.img2img(wanted, images, s, seeded(), **told)) for s in STRENGTHS}
@@ -193,8 +193,8 @@ found[f"img2img, strength {best}"] = sweep[best]
 far = sweep[1.0]["spoilt"]
 assert sweep[0.0]["says"] == 0 and sweep[0.0]["spoilt"] < sweep[1.0]["spoilt"]
 if LONG:
-    assert sweep[0.4]["says"] < 0.2 and sweep[1.0]["says"] > 0.85  # CALIBRATE
-    assert 0.7 <= best <= 0.9 and sweep[best]["done"] > sweep[1.0]["done"] + 0.1  # CALIBRATE
+    assert sweep[0.2]["says"] < 0.4 and sweep[1.0]["says"] > 0.85  # CALIBRATE
+    assert 0.3 <= best <= 0.6 and sweep[best]["done"] > sweep[1.0]["done"] + 0.2  # CALIBRATE
 md.plot.show_curves(
     {"says what was asked": (STRENGTHS, [sweep[s]["says"] for s in STRENGTHS]),
      "and where it was": (STRENGTHS, [sweep[s]["done"] for s in STRENGTHS]),
@@ -213,7 +213,7 @@ md.plot.show_images(torch.stack([images[:3], *rows], 1).flatten(0, 1), columns=1
                     column_labels=["given", *shown])  # fmt: skip
 
 # %% [markdown]
-# Why does so little happen at 0.4? Because strength counts *steps*, and where the steps lie is up to the schedule.
+# Why is so much decided below 0.5? Because strength counts *steps*, and where the steps lie is up to the schedule.
 # How much noise a picture gets at strength $s$ is $\sigma$ at the share $s$ of the walk. On a flow with shift $k$ (chapter
 # 20) that is $ks/(1 + (k-1)s)$. **Expected** at strength 0.5: $\sigma = 0.5$ on a plain flow, 0.75 on ours, 0.85
 # with Stable Diffusion's schedule. One word, three amounts of noise: a strength that was found for one checkpoint says nothing
@@ -234,7 +234,7 @@ md.plot.show_curves({name: (shares, values) for name, values in sigmas.items()},
 # %% [markdown]
 # Two small print lines. Strength moves in steps: of 20, the strengths 0.50 to 0.54 are one and the same. And
 # $\lfloor\cdot\rfloor$ is taken of a floating-point product, so 0.58 of 50 steps, which is 29, becomes 28. The library keeps
-# that, because the pipelines it is compared with do so too.
+# that, because the pipelines it is compared with do so too. (It is the kink in the curves above.)
 
 # %%
 assert redraw_levels(whole, STEPS, 0.5) == redraw_levels(whole, STEPS, 0.54)
@@ -686,7 +686,8 @@ except TypeError as error:
 # sees at once, in a picture; in a table of losses one would not.
 #
 # **A picture from torchvision.** `ToTensor` gives [0, 1], where pixels are [−1, 1] here. That is inside the range, so no check
-# can refuse it: it is a picture, only a pale one. **Expected:** more than 0.1 brighter on average than what was meant.
+# can refuse it: it is a picture, only a pale one. The network has never seen pale ones and repairs them its own way: black grounds
+# turn blue or white. **Expected** at strength 0.3: half as far again from the original as it should be, at least.
 
 # %%
 inverted = marks(pipe.inpaint(wanted, images, 1 - masks, generator=seeded(), **told))
@@ -695,9 +696,10 @@ assert inverted["done"] == 0 and inverted["spoilt"] > found["blend"]["spoilt"]
 zero_to_one = (images[:4] + 1) / 2
 pale = pipe.img2img(wanted[:4], zero_to_one, 0.3, seeded(), **told)
 right = pipe.img2img(wanted[:4], images[:4], 0.3, seeded(), **told)
-print(f"mean of the pictures: {right.mean():.2f}, and {pale.mean():.2f} from pixels in [0, 1]")
+off = [(drawn - images[:4]).abs().mean().item() for drawn in (right, pale)]
+print(f"off the original by {off[0]:.3f}, and by {off[1]:.3f} from pixels in [0, 1]")
 if LONG:
-    assert pale.mean() > right.mean() + 0.1  # CALIBRATE
+    assert off[1] > 1.5 * off[0]  # CALIBRATE
 md.plot.show_images(torch.cat([right, pale]), columns=4, row_labels=["[−1, 1]", "[0, 1]"])
 
 # %% [markdown]
