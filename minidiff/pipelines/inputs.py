@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..diffusion import Level
+
 
 def listed(prompt: str | list[str]) -> list[str]:
     """One prompt or several -> a list of them. Raises ValueError for none, and for what is no text."""
@@ -29,6 +31,14 @@ def checked_strength(strength: float) -> float:
     return strength
 
 
+def redraw_levels(levels: list[Level], steps: int, strength: float) -> list[Level]:
+    """The end of a walk of `steps`: its last int(steps * strength) steps, one level more than that (SDEdit: Meng et al. 2022).
+
+    A picture is noised to the first of them. Strength 0 leaves one level, the clean end, and no step to take.
+    """
+    return levels[max(0, len(levels) - 1 - int(steps * strength)) :]
+
+
 def small_mask(mask: Tensor, image: Tensor, stride: int) -> Tensor:
     """A mask (B, 1, H, W) of the image's size -> (B, 1, H/stride, W/stride) of 0 and 1: 1 where it was 1/2 or more.
 
@@ -39,6 +49,11 @@ def small_mask(mask: Tensor, image: Tensor, stride: int) -> Tensor:
     if not 0 <= mask.min() <= mask.max() <= 1:
         raise ValueError(f"a mask holds 0 (keep) to 1 (repaint), and this one {mask.min():g} to {mask.max():g}")
     return (mask[:, :, ::stride, ::stride] >= 0.5).float()
+
+
+def pasted(drawn: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    """`drawn` (B, 3, H, W) where the mask is 1/2 or more, and elsewhere, to the last bit, the image; both (1 or B, ., H, W)."""
+    return torch.where(mask.to(drawn.device) >= 0.5, drawn, image.to(drawn))
 
 
 def depth_map(depth: Tensor, image: Tensor, stride: int) -> Tensor:

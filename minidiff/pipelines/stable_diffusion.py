@@ -17,7 +17,7 @@ from torch import Tensor
 from ..diffusion.samplers import randn_like
 from ..nets import VAE, CLIPText, UNet, remembering
 from ..pretrained import Recipe, Tokenizer
-from .inputs import checked_strength, depth_map, listed, matched, small_mask
+from .inputs import checked_strength, depth_map, listed, matched, pasted, small_mask
 from .own import save_own
 from .parts import load_parts
 from .text_to_image import TextToImage
@@ -103,30 +103,31 @@ class StableDiffusion(TextToImage):
         self._wants(self.vae.config["latent_channels"] + 1, "depth2img")
         prompts, strength = listed(prompt), checked_strength(strength)
         beside = matched("depth", depth_map(depth, image, self.vae.stride).to(self._empty(())), len(prompts))
-        z = matched("image", self.encode(image, generator), len(prompts))
+        z = self._known(image, len(prompts), generator)
         return self.decode(self._redraw(prompts, z, strength, generator, beside=beside, **options))
 
     @torch.no_grad()
     def inpaint(self, prompt: str | list[str], image: Tensor, mask: Tensor, strength: float = 1.0,
-                generator: torch.Generator | None = None, **options) -> Tensor:  # fmt: skip
+                generator: torch.Generator | None = None, paste: bool = True, **options) -> Tensor:  # fmt: skip
         """The picture with new content where the mask is 1: (1 or B, 1, H, W), 0 keeps what is there, 1/2 and more repaints.
 
         A U-Net of 9 channels sees the mask and the rest of the picture beside the latents. One of 4 knows of neither: at
         every step what is known takes the place of what it guessed, `inpainting`.
+        paste: put the pixels back that were to be kept, at the price of a seam; see `TextToImage.inpaint`.
         """
         channels = self.vae.config["latent_channels"]
         if self.unet.config["in_channels"] == channels:
-            return super().inpaint(prompt, image, mask, strength, generator, **options)
+            return super().inpaint(prompt, image, mask, strength, generator, paste, **options)
         prompts, strength = listed(prompt), checked_strength(strength)
         self._wants(2 * channels + 1, "inpaint")
         here = matched("mask", small_mask(mask, image, self.vae.stride).to(self._empty(())), len(prompts))
         shape = (len(prompts), channels, *here.shape[2:])
-        z = matched("image", self.encode(image, generator), len(prompts)) if strength < 1 else here.new_zeros(shape)
+        z = self._known(image, len(prompts), generator) if strength < 1 else here.new_zeros(shape)
         noise = randn_like(z, generator)
-        rest = matched("image", self.encode(image * (mask.to(image) < 0.5), generator), len(prompts))
-        beside = torch.cat([here, rest], dim=1)
-        return self.decode(self._redraw(prompts, z, strength, generator, noise=noise, pure=strength == 1, beside=beside,
-                                        **options))  # fmt: skip
+        rest = self._known(image * (mask.to(image) < 0.5), len(prompts), generator)
+        drawn = self.decode(self._redraw(prompts, z, strength, generator, noise=noise, pure=strength == 1,
+                                         beside=torch.cat([here, rest], dim=1), **options))  # fmt: skip
+        return pasted(drawn, image, mask) if paste else drawn
 
     def _wants(self, channels: int, name: str) -> None:
         has = self.unet.config["in_channels"]

@@ -14,7 +14,7 @@ from ..diffusion import Denoiser, Sampler, State, add_noise, classifier_free, cl
 from ..diffusion.samplers import draws, randn_like
 from ..nets import VAE
 from ..pretrained import Recipe
-from .inputs import checked_strength, listed, matched, small_mask
+from .inputs import checked_strength, listed, matched, pasted, redraw_levels, small_mask
 from .latents import to_images, to_latents
 
 
@@ -139,29 +139,35 @@ class TextToImage:
         al. 2022, section 3). options: negative_prompt, steps, guidance_scale, sampler, as in `walk`.
         """
         prompts, strength = listed(prompt), checked_strength(strength)
-        z = matched("image", self.encode(image, generator), len(prompts))
+        z = self._known(image, len(prompts), generator)
         return self.decode(self._redraw(prompts, z, strength, generator, **options))
 
     @torch.no_grad()
     def inpaint(self, prompt: str | list[str], image: Tensor, mask: Tensor, strength: float = 1.0,
-                generator: torch.Generator | None = None, **options) -> Tensor:  # fmt: skip
+                generator: torch.Generator | None = None, paste: bool = True, **options) -> Tensor:  # fmt: skip
         """The picture with new content where the mask is 1: (1 or B, 1, H, W), 0 keeps what is there, 1/2 and more repaints.
 
         The network knows of neither: at every step what is known takes the place of what it guessed, `inpainting`.
+        paste: put the pixels back that were to be kept. The decoder sees all latents at once, so it moves those too, and what
+        the VAE loses is lost everywhere; the price is a seam where the mask ends. False: as the decoder leaves it.
         """
         prompts, strength = listed(prompt), checked_strength(strength)
         here = matched("mask", small_mask(mask, image, self.vae.stride).to(self._empty(())), len(prompts))
-        z = matched("image", self.encode(image, generator), len(prompts))
+        z = self._known(image, len(prompts), generator)
         x = self._redraw(prompts, z, strength, generator, mask=here, pure=strength == 1, **options)
-        return self.decode(torch.lerp(z, x, here))
+        drawn = self.decode(torch.lerp(z, x, here))
+        return pasted(drawn, image, mask) if paste else drawn
+
+    def _known(self, image: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+        matched("image", image, n)  # refused, if it must be, before the VAE has worked for it
+        return matched("image", self.encode(image, generator), n)
 
     def _redraw(self, prompts, z, strength, generator, *, negative_prompt="", steps=None, guidance_scale=None, sampler=None,
                 noise=None, pure=False, mask=None, beside=None) -> Tensor:  # fmt: skip
         """Latents z, noised to the level that lies `strength` of the way up and walked down again; pure: from noise alone."""
         steps = self.steps if steps is None else steps
-        levels = self.recipe.levels(steps, sampler)
-        levels = levels[max(0, len(levels) - 1 - int(steps * strength)) :]
-        if int(steps * strength) == 0:
+        levels = redraw_levels(self.recipe.levels(steps, sampler), steps, strength)
+        if len(levels) == 1:
             return z
         denoise = self.denoiser(prompts, negative_prompt, guidance_scale, sampler, beside)
         noise = randn_like(z, generator) if noise is None else noise

@@ -5,7 +5,7 @@ import torch
 
 import minidiff as md
 from minidiff.nets import CrossAttention, SelfAttention, attention_maps, remembering
-from minidiff.pipelines.inputs import depth_map, listed, matched, small_mask
+from minidiff.pipelines.inputs import depth_map, listed, matched, pasted, redraw_levels, small_mask
 from minidiff.pretrained import Tokenizer, read_scheduler
 
 SD1 = {"_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -147,6 +147,14 @@ def test_img2img_from_nothing_to_everything(pipe, image):
     assert both.shape == (2, 3, 16, 16)
 
 
+@pytest.mark.parametrize("strength, left", [(0, 0), (0.05, 0), (0.1, 1), (0.55, 5), (0.99, 9), (1, 10)])
+def test_strength_is_a_share_of_the_steps_and_counted_from_the_clean_end(strength, left):
+    levels = md.Schedule.flow(shift=3.0).levels(10)
+    kept = redraw_levels(levels, 10, strength)
+    assert len(kept) == left + 1 and kept == levels[10 - left :] and kept[-1] is md.CLEAN
+    assert redraw_levels(levels, 20, strength) == levels[max(0, 10 - int(20 * strength)) :]  # fewer levels than steps
+
+
 @pytest.mark.parametrize("sampler", [None, md.ddim, md.euler, md.dpmpp_2m])
 def test_inpainting_keeps_what_is_known(pipe, image, sampler):
     mask = torch.zeros(1, 1, 16, 16)
@@ -155,13 +163,54 @@ def test_inpainting_keeps_what_is_known(pipe, image, sampler):
     keep = {}
     decode, pipe.decode = pipe.decode, lambda latents: keep.setdefault("z", latents)
     try:
-        pipe.inpaint("a", image, mask, steps=5, generator=seeded(), sampler=sampler)
+        pipe.inpaint("a", image, mask, steps=5, generator=seeded(), sampler=sampler, paste=False)
     finally:
         pipe.decode = decode
     torch.testing.assert_close(keep["z"][..., :4], z[..., :4])
     assert (keep["z"][..., 4:] - z[..., 4:]).abs().mean() > 0.1
-    nothing = pipe.inpaint("a", image, torch.zeros(1, 1, 16, 16), steps=5, generator=seeded())
+    nothing = pipe.inpaint("a", image, torch.zeros(1, 1, 16, 16), steps=5, generator=seeded(), paste=False)
     torch.testing.assert_close(nothing, pipe.decode(z), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("in_channels", [4, 9])
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_outside_of_the_mask_every_pixel_is_the_originals(pipe, image, in_channels, strength):
+    asked = pipe if in_channels == 4 else tiny(in_channels)
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 3:9, 5:] = 1  # no edge of it is on the VAE's grid
+    mask[..., 3:6, 5:] = 0.4  # less than half: kept
+
+    def paint(mask, paste=True):
+        return asked.inpaint(PROMPTS, image, mask, strength, seeded(), paste, steps=4)
+
+    drawn, plain = paint(mask), paint(mask, paste=False)
+    new = mask.expand_as(drawn) >= 0.5
+    assert drawn[~new].equal(image.expand_as(drawn)[~new])
+    assert drawn[new].equal(plain[new])
+    assert (plain[~new] - image.expand_as(drawn)[~new]).abs().mean() > 1e-3  # without paste the decoder moves what was kept
+    assert paint(0 * mask).equal(image.expand(2, -1, -1, -1))  # nothing to paint
+    white = torch.ones_like(mask)
+    assert paint(white).equal(paint(white, paste=False))
+
+
+@pytest.mark.parametrize("in_channels", [4, 9])
+def test_inpainting_at_strength_0_gives_the_picture_back(pipe, image, in_channels):
+    asked, mask = pipe if in_channels == 4 else tiny(in_channels), torch.zeros(1, 1, 16, 16)
+    mask[..., :7] = 1
+    copy = asked.decode(asked.encode(image, seeded()))  # as the VAE knows it
+    drawn = asked.inpaint("a", image, mask, strength=0.0, steps=4, generator=seeded())
+    torch.testing.assert_close(drawn, torch.where(mask > 0, copy, image))
+
+
+def test_several_pictures_masks_and_prompts(pipe, image):
+    two, mask = torch.cat([image, -image]), torch.zeros(2, 1, 16, 16)
+    mask[0, :, :8], mask[1, :, 8:] = 1, 1
+    for asked in (pipe, tiny(9)):
+        drawn = asked.inpaint(PROMPTS, two, mask, steps=3, generator=seeded())
+        assert drawn[0, :, 8:].equal(image[0, :, 8:]) and drawn[1, :, :8].equal(-image[0, :, :8])
+        one = asked.inpaint(PROMPTS, image, mask, steps=3, generator=seeded())
+        assert one[1, :, :8].equal(image[0, :, :8])
+        assert asked.inpaint("a", image.double(), mask[:1], steps=3).dtype == torch.float32
 
 
 def test_nine_and_five_channels(image):
@@ -268,6 +317,14 @@ def test_what_is_wrong_is_said_before_the_first_step(pipe, image, monkeypatch):
         "needs a U-Net that takes 5 channels": lambda: pipe.depth2img("a", image, half),
         "mask is .* for an image of": lambda: pipe.inpaint("a", image, half[..., :8]),
         "a mask holds 0": lambda: pipe.inpaint("a", image, 255 * half),
+        "a mask holds 0 .*nan": lambda: pipe.inpaint("a", image, half * torch.nan),
+        "mask is torch.bool": lambda: pipe.inpaint("a", image, half > 0),
+        "2 of mask for 1 prompts": lambda: pipe.inpaint("a", image, half.expand(2, -1, -1, -1)),
+        "3 of image for 2 prompts": lambda: pipe.inpaint(PROMPTS, image.expand(3, -1, -1, -1), half),
+        "3 of image for 1 prompts": lambda: pipe.img2img("a", image.expand(3, -1, -1, -1)),
+        "strength = nan": lambda: pipe.inpaint("a", image, half, strength=torch.nan),
+        "strength = 1.3: take": lambda: pipe.inpaint("a", image, half, strength=1.3),
+        "15x16 pixels": lambda: pipe.inpaint("a", image[:, :, 1:], half[:, :, 1:]),
         r"pixels are floats in \[-1, 1\]": lambda: pipe.img2img("a", 255 * image),
         "start = 50 of 50 steps": lambda: pipe.edit(image, "a", "b", start=50),
     }.items():
@@ -277,6 +334,21 @@ def test_what_is_wrong_is_said_before_the_first_step(pipe, image, monkeypatch):
         tiny(9)("a")
     with pytest.raises(ValueError, match="needs a U-Net that takes 9 channels, and this one takes 5"):
         tiny(5).inpaint("a", image, half)
+    nine, five = tiny(9), tiny(5)
+    for net in (nine.unet, nine.vae, five.unet, five.vae):
+        monkeypatch.setattr(net, "forward", None)
+    for vae in (nine.vae, five.vae):
+        monkeypatch.setattr(vae, "moments", None)
+    for told, call in {
+        "mask is .* for an image of": lambda: nine.inpaint("a", image, half[..., :8]),
+        "strength = 1.3": lambda: nine.inpaint("a", image, half, strength=1.3),
+        "3 of image for 2 prompts": lambda: nine.inpaint(PROMPTS, image.expand(3, -1, -1, -1), half),
+        "depth is .* for an image of": lambda: five.depth2img("a", image, half[:, :, :8]),
+        "strength = -1": lambda: five.depth2img("a", image, half, strength=-1),
+        "the same everywhere": lambda: five.depth2img("a", image, half),
+    }.items():
+        with pytest.raises(ValueError, match=told):
+            call()
 
 
 def test_masks_and_depths():
@@ -290,6 +362,9 @@ def test_masks_and_depths():
     assert depth.max() == 1
     with pytest.raises(ValueError, match="the same everywhere"):
         depth_map(mask * 0, image, 8)
+    drawn, soft = torch.ones(2, 3, 16, 16), mask[:, :, :, 4:8].repeat(1, 1, 1, 4)
+    kept = pasted(drawn, image, soft + 0.49 * (soft == 0))
+    assert kept[:, :, :8].min() == 1 and kept[:, :, 8:].abs().max() == 0
     assert listed("a") == ["a"]
     assert matched("x", ["a"], 3) == ["a", "a", "a"]
     assert matched("x", image, 3).shape == (3, 3, 16, 16)

@@ -129,11 +129,24 @@ def test_inpainting_keeps_what_is_known(pipe, image, sampler, monkeypatch):
     z, keep = pipe.encode(image, seeded()), {}
     with monkeypatch.context() as patch:
         patch.setattr(pipe, "decode", lambda latents: keep.setdefault("z", latents))
-        pipe.inpaint("a", image, mask, steps=5, generator=seeded(), sampler=sampler)
+        pipe.inpaint("a", image, mask, steps=5, generator=seeded(), sampler=sampler, paste=False)
     torch.testing.assert_close(keep["z"][..., :4], z[..., :4])
     assert (keep["z"][..., 4:] - z[..., 4:]).abs().mean() > 0.1
-    nothing = pipe.inpaint("a", image, torch.zeros(1, 1, 16, 16), steps=5, generator=seeded())
+    nothing = pipe.inpaint("a", image, torch.zeros(1, 1, 16, 16), steps=5, generator=seeded(), paste=False)
     torch.testing.assert_close(nothing, pipe.decode(z), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0])
+def test_outside_of_the_mask_every_pixel_is_the_originals(pipe, image, strength):
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 3:, 5:] = 1
+    drawn, plain = (pipe.inpaint("a", image, mask, strength, seeded(), paste, steps=4) for paste in (True, False))
+    new = mask.expand_as(image) > 0
+    assert drawn[~new].equal(image[~new]) and drawn[new].equal(plain[new])
+    assert (plain - image)[~new].abs().mean() > 1e-3
+    assert pipe.inpaint("a", image, 0 * mask, strength, steps=4).equal(image)
+    white = [pipe.inpaint("a", picture, torch.ones_like(mask), 1.0, seeded(), steps=4) for picture in (image, -image)]
+    torch.testing.assert_close(*white)  # all of it new, and a flow starts from noise alone: nothing is left of the picture
 
 
 class Bell(torch.nn.Module):
@@ -195,6 +208,9 @@ def test_what_is_wrong_is_said_before_the_first_step(pipe, image, monkeypatch):
         "1001 steps": lambda: pipe("a", steps=1001),
         "tokens and 75 fit": lambda: pipe("word " * 80),
         "strength = 1.3": lambda: pipe.img2img("a", image, strength=1.3),
+        "strength = 1.3: take 0": lambda: pipe.inpaint("a", image, half, strength=1.3),
+        "3 of image for 2 prompts": lambda: pipe.inpaint(PROMPTS, image.expand(3, -1, -1, -1), half),
+        "2 of mask for 1 prompts": lambda: pipe.inpaint("a", image, half.expand(2, -1, -1, -1)),
         "mask is .* for an image of": lambda: pipe.inpaint("a", image, half[..., :8]),
         r"pixels are floats in \[-1, 1\]": lambda: pipe.img2img("a", 255 * image),
         "start = 50 of 50 steps": lambda: pipe.edit(image, "a", "b", start=50),
