@@ -1,7 +1,7 @@
 """The oracle's idea of a colour as a loss: what a walk must descend for the objects of a picture to be called by a name.
 
 The oracle gives every object the palette's nearest colour. A nearest one has no slope, so here a colour is called by a chance:
-every colour of the palette is a Gaussian of spread 0.1 in RGB, and Bayes' rule says which of them a pixel came from.
+every colour of the palette is a Gaussian in RGB, and Bayes' rule says which of them a pixel came from.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 from .blobs import fit_background
 from .shapes import BACKGROUNDS, COLOURS, _background
 
-SPREAD = 0.1              # in RGB; the nearest two colours are 0.33 apart, so half way between them is 1.6 of it from both
+SPREAD = 0.15             # in RGB: about half of what the nearest two colours are apart
 
 
 def palette_loss(colour: str, background: str | None = None) -> Callable[[Tensor], Tensor]:
@@ -23,8 +23,8 @@ def palette_loss(colour: str, background: str | None = None) -> Callable[[Tensor
         w_p        = 1 - exp(-|x_p - b_p|^2 / (2 SPREAD^2))             how little the pixel looks like the background, b
 
     background: one of BACKGROUNDS; None: the plane that fits the border of each image, as the oracle reads it. Which pixels
-    are objects, w and b, is held: no gradient passes there, or a walk would please by taking the objects away. Where there is
-    less than one pixel of objects, sum w counts as 1.
+    are objects, w and b, is held: no gradient passes there, or a walk could please by fading the objects away as well. Where
+    there is less than one pixel of objects, sum w counts as 1.
 
     Raises ValueError for a name that is not of the palette, and for images of another shape.
     """

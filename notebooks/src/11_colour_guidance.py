@@ -20,8 +20,8 @@
 # >
 # > Worth asking before the cell is run: *if I descend the loss on the finished picture, what is left of the picture?*
 # > (section 1) · *in pure noise, how much does the guess of x0 change when x_t does?* (section 3; the votes will span five
-# > powers of ten, and so do the textbooks) · *the wish is a hundred times too strong: what does the walk draw?* (section 7) ·
-# > *how does one please "be red" without being red?* (section 9).
+# > powers of ten, and so do the textbooks) · *the wish is ten times too strong: what does the walk draw?* (section 7) ·
+# > *in the bug of section 10 the loss is lower than in the right program: what would you look at to find it?*
 
 # %%
 import time
@@ -44,10 +44,10 @@ WISHES = (0, 1, 3, 10, 30, 100)  # scales of the exact experiment, in nats  # qu
 PICTURES = 16  # drawn by the model, for each row or point  # quick: 2
 STEPS = 40  # of DDIM where the loss is watched  # quick: 8
 SHORT = 20  # of DDIM where many pictures are drawn  # quick: 4
-SCALES = (0, 30, 100, 300, 1000, 3000, 10000)  # for the model  # quick: (0, 300)
-SCALE = 1000  # the one that is used, by pixels' loss
+SCALES = (0, 100, 300, 600, 1000, 2000, 4000)  # for the model  # quick: (0, 300)
+SCALE = 2000  # the one that is used for lightness, past the network
 PALETTE = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")  # asked of the model  # quick: ("red",)
-CALLED = 30  # scale of the loss by palette
+CALLED = 10  # scale of the loss by palette
 LONG = True  # hold the numbers that need many pictures  # quick: False
 
 # %% [markdown]
@@ -255,12 +255,12 @@ def guided(denoise, loss, scale, through_net=False):
             with torch.enable_grad():  # a sampler has switched gradients off
                 xt = xt.detach().requires_grad_()
                 estimate = denoise(xt, level)
-                step = scale / alpha * torch.autograd.grad(loss(estimate.x0), xt)[0]
+                slope, step = torch.autograd.grad(loss(estimate.x0), xt)[0], scale / alpha
             x0, eps = (part.detach() for part in estimate)
         else:
             x0, eps = denoise(xt, level)
-            step = scale / (alpha**2 + sigma**2) * slope_of(loss, x0)  # the guess, its alpha divided out
-        return md.Estimate(x0 - step * sigma**2, eps + step * alpha * sigma)
+            slope, step = slope_of(loss, x0), scale / (alpha**2 + sigma**2)  # the guess, its alpha divided out
+        return md.Estimate(x0 - step * sigma**2 * slope, eps + step * alpha * sigma * slope)
 
     return steer
 
@@ -278,9 +278,9 @@ for level in (schedule.at(800), flow.at(400)):
 print("as the library's; and x_t is what it was")
 
 # %% [markdown]
-# In `step` the $1/\alpha$ of $\sigma^2/\alpha$ is already taken out of the parenthesis. It cancels the guess's $\alpha$, so that
-# nothing is divided by 0 where a walk begins at $\alpha = 0$. The library's version also refuses a loss that is not one number or
-# does not depend on $x_0$, and it does so before the network is asked.
+# `step` holds the $1/\alpha$ of $\sigma^2/\alpha$. In the cheap form it cancels the guess's $\alpha$, so that nothing is
+# divided by 0 where a walk begins at $\alpha = 0$. The library's version also refuses a loss that is not one number or does
+# not depend on $x_0$, and it does so before the network is asked.
 #
 # ## 5. Is it Bayes?
 #
@@ -295,15 +295,17 @@ kinds = {name: [] for name in table}
 for scale in WISHES:
     chance = (-scale * losses.double()).softmax(0)
     table["Bayes' rule"].append((chance * losses).sum().item())
-    for name, through_net, times in (("through the denoiser", True, 1), ("cheap", False, 1), ("cheap, 100 times the scale", False, 100)):
-        loss, far, different = looked_at(md.sample(md.ddim, guided(exact, wish, times * scale, through_net), start, levels, False))
+    for name, through_net, times in zip(list(table)[1:], (True, False, False), (1, 1, 100), strict=True):
+        steer = guided(exact, wish, times * scale, through_net)
+        loss, far, different = looked_at(md.sample(md.ddim, steer, start, levels, progress=False))
         table[name].append(loss)
         kinds[name].append(different)
 for name, row in table.items():
     print(f"{name:28}" + "".join(f"{value:8.3f}" for value in row), "  different:" if kinds[name] else "", *kinds[name])
 bayes, dear, cheap, strong = (torch.tensor(row) for row in table.values())
 assert (dear - bayes).abs()[1:].max() < 0.2 and dear[-1] < dear[0] / 3
-assert cheap[1] > 0.9 * cheap[0] and (strong - dear).abs()[1:].max() < 0.2
+assert cheap[1] > 0.9 * cheap[0] and strong[-1] < strong[0] / 3
+assert kinds["cheap, 100 times the scale"][-1] <= kinds["through the denoiser"][-1]
 figure = md.plot.show_curves(
     {name: ([max(scale, 0.3) for scale in WISHES], row) for name, row in table.items()},
     xlabel="scale, in nats (0 is drawn at 0.3)", ylabel="mean loss of what is drawn", title="the wish, and what it gets",
@@ -431,7 +433,7 @@ assert swept[1] < swept[0]
 if LONG:
     assert swept[1] > 0.8 * swept[0] and min(swept) < 0.15 * swept[0]  # CALIBRATE
     assert readable[0] > 0.7 and readable[-1] < readable[0] - 0.3  # CALIBRATE
-md.plot.show_images(torch.cat(strip).cpu(), columns=6, row_labels=[f"scale {scale}" for scale in SCALES])
+md.plot.show_images(torch.cat(strip).cpu(), columns=min(6, PICTURES), row_labels=[f"scale {scale}" for scale in SCALES])
 
 # %%
 steps = range(len(SCALES))
@@ -473,8 +475,8 @@ md.plot.show_images(torch.cat([x[:8] for x in made.values()]).cpu(), rows=3, row
 #
 # "Red objects", not "a red picture". `color_loss` cannot say that: for it the ground is 80 % of the matter. The oracle can:
 # it separates objects from the ground and calls each by the nearest colour of a palette of eight. But a nearest neighbour
-# has no slope. Make it soft. Let every colour $c_k$ of the palette be a Gaussian of spread $\tau = 0.1$, half way between
-# the nearest two being 1.6 of it; then the chance that a pixel is called $k$ is Bayes' rule again,
+# has no slope. Make it soft. Let every colour $c_k$ of the palette be a Gaussian of spread $\tau = 0.15$, half of
+# what the nearest two are apart. Then the chance that a pixel is called $k$ is Bayes' rule again,
 #
 # $$p(k \mid x_p) = \mathrm{softmax}_k\!\left(-\frac{|x_p - c_k|^2}{2\tau^2}\right), \qquad
 # L = \frac{\sum_p w_p\,\big(-\log p(\mathrm{red} \mid x_p)\big)}{\sum_p w_p}, \qquad
@@ -487,7 +489,7 @@ md.plot.show_images(torch.cat([x[:8] for x in made.values()]).cpu(), rows=3, row
 
 # %%
 def palette_loss(colour, background=None):
-    """loss(images): -log of the chance that a pixel of an object is called `colour`, mean over the objects, summed over images."""
+    """loss(images): -log of the chance that a pixel of an object is called `colour`: mean over objects, sum over images."""
     if colour not in md.data.COLOURS:
         raise ValueError(f"no colour {colour}: there are {', '.join(md.data.COLOURS)}")
     wanted = list(md.data.COLOURS).index(colour)
@@ -496,7 +498,7 @@ def palette_loss(colour, background=None):
         w = md.data.objectness(images, background).flatten(1)  # (B, H H), held: no gradient passes
         palette = images.new_tensor(list(md.data.COLOURS.values()))[:, :, None, None]  # (8, 3, 1, 1)
         distance = ((images + 1) / 2).unsqueeze(1).sub(palette).square().sum(2)  # (B, 8, H, H)
-        called = (-distance / (2 * 0.1**2)).log_softmax(1)[:, wanted].flatten(1)
+        called = (-distance / (2 * 0.15**2)).log_softmax(1)[:, wanted].flatten(1)
         return -((w * called).sum(1) / w.sum(1).clamp(min=1)).sum()
 
     return loss
@@ -513,7 +515,7 @@ palette = torch.tensor(list(md.data.COLOURS.values()), dtype=torch.float64)
 def red_with_objects_held(x):
     """The formula once more, with w as it was."""
     distance = torch.stack([((x + 1) / 2 - c.view(3, 1, 1)).square().sum(1) for c in palette], 1)  # (1, 8, 64, 64)
-    return -(w * (-distance / 0.02).log_softmax(1)[:, 0]).sum() / w.sum()
+    return -(w * (-distance / 0.045).log_softmax(1)[:, 0]).sum() / w.sum()
 
 
 by_difference, slope = along(red_with_objects_held, x, v).item(), (slope_of(palette_loss("red"), x) * v).sum().item()
@@ -612,13 +614,14 @@ md.plot.show_images(torch.cat([x[:8] for x in ends]), rows=2, row_labels=["times
 # %% [markdown]
 # **Four slopes that are slightly elsewhere.** Each is one word away from the right line, runs, and draws something.
 #
-# 1. the loss is asked about $x_t$ instead of $\hat x_0$: about the noise, that is;
+# 1. the loss is asked about $x_t$ instead of $\hat x_0$: mostly about the noise;
 # 2. the colour stays in $[0, 1]$ while the picture is in $[-1, 1]$: who wishes for black, 0.06, gets mid-grey;
 # 3. the picture is taken to 0 … 255 first: every slope is 127.5 times as steep (and if it is rounded too, there is none);
 # 4. the mean over the batch, not the sum: the wish is divided by 64.
 #
-# We wish for black, cheaply, at scale 300. **Expected: the right one halves the loss or better; 1 and 4 hardly move it, 2 has
-# more grey and less black, 3 draws the same few pictures.**
+# We wish for black, cheaply, at scale 300. **Expected: the right one halves the loss or better, and still draws most of its
+# pictures; 1 gets part of the way, 2 ends with more grey than without any wish, 3 draws the same few pictures, and 4 hardly
+# moves.**
 
 # %%
 rgb = torch.tensor((0.06, 0.06, 0.08)).view(3, 1, 1)
@@ -657,7 +660,8 @@ assert damage["colour in [0, 1]"][0] > 1.3 * least and damage["pixels to 255"][1
 # **Clamping.** It seems prudent to hold $\hat x_0$ to $[-1, 1]$ before the loss looks at it. But outside the range a clamp
 # is flat, and its slope is 0: exactly the pixels that are farthest off are not pushed. How many are these? Give a
 # denoiser an error of only 1 % in $\hat\epsilon$, which every network has. **Expected: at $t = 980$, where the
-# error in $\hat x_0$ is $0.01\,\sigma/\alpha = 1.3$, about two numbers in five have lost their slope; at $t = 300$ hardly any.**
+# error in $\hat x_0$ is $0.01\,\sigma/\alpha = 1.3$, about two numbers in five have lost their slope; at $t = 300$ hardly
+# any.**
 
 # %%
 lost = {}
@@ -671,10 +675,11 @@ print({f"t = {t}": f"{share:.0%} without a slope" for t, share in lost.items()})
 assert 0.3 < lost[980] < 0.65 and lost[300] < 0.1
 
 # %% [markdown]
-# **Gradients that are not there, and graphs that never end.** A sampler runs under `no_grad`, so a loss that forgets to
+# **Gradients that are not there, and graphs that never end.** A sampler runs under `no_grad`, so whoever forgets to
 # switch gradients on has no slope: PyTorch says so. `pipe.decode` switches them off and clamps besides; `md.guided` finds
-# that out on $x_t$, before the network is asked. The opposite mistake is silent: an $x$ that is not detached before the next step
-# carries the graph of all steps before it, and the memory of forty networks. **Expected: twice the steps, twice the nodes.**
+# that out on $x_t$, before the network is asked. The opposite mistake is silent: an $x$ that is not detached before the
+# next step carries the graph of all steps before it, and the memory of forty networks. **Expected: twice the steps, twice
+# the nodes; and no more nodes at all if it is detached.**
 
 
 # %%
@@ -714,43 +719,11 @@ print({("detached" if d else "not detached", f"step {k}"): count[d, k] for d in 
 assert count[True, 10] == count[True, 5] and 1.8 < count[False, 10] / count[False, 5] < 2.2
 
 # %% [markdown]
-# **A wish that can be pleased by leaving.** Why is $w$ held in `palette_loss`? Let a gradient through it, and there are two
-# ways to lower $\sum w\,(-\log p)$: become red, or become background. A blue circle on white has a long way to red.
-# **Expected: of circles that walk down the slope themselves, all are red and all are there with $w$ held; with $w$ free
-# and the sum not divided, some are gone.**
-
-# %%
-circles = md.data.Shapes(24, 32, seed=9, shapes=["circle"], backgrounds=["white"], colours=["yellow", "cyan", "pink", "blue"])
-picture = md.data.from_pixels(circles.tensors()[0])
-
-
-def free_to_leave(images):
-    """palette_loss of red, with a gradient through w and without the division."""
-    rgb = (images + 1) / 2
-    w = 1 - (-(rgb - 0.98).square().sum(1) / 0.02).exp()
-    distance = (rgb.unsqueeze(1) - torch.tensor(list(md.data.COLOURS.values()))[:, :, None, None]).square().sum(2)
-    return -(w * (-distance / 0.02).log_softmax(1)[:, 0]).sum() / 100
-
-
-for name, loss in (("held", palette_loss("red")), ("free", free_to_leave)):
-    x = picture
-    for _ in range(80):
-        x = x - 0.2 * slope_of(loss, x)
-    red_ones = obeys(x, "red").float().mean().item()
-    print(f"w {name}: {red_ones:.0%} are red, and objects keep {md.data.objectness(x).sum() / md.data.objectness(picture).sum():.0%} "
-          "of their pixels")  # fmt: skip
-    if name == "held":
-        assert red_ones > 0.9
-        kept = x
-assert md.data.objectness(x).sum() < 0.9 * md.data.objectness(kept).sum()
-md.plot.show_images(torch.cat([picture[:8], kept[:8], x[:8]]), rows=3, row_labels=["before", "w held", "w free"])
-
-# %% [markdown]
 # ## 11. What we left out
 #
 # | left out | where to read it |
 # |---|---|
-# | the mean $\mathbb E[e^{-sL}\mid x_t]$ by a network trained on noisy pictures | Dhariwal & Nichol 2021, algorithm 2; `md.classifier_guided` |
+# | the mean $\mathbb E[e^{-sL}\mid x_t]$ by a network: `md.classifier_guided` | Dhariwal & Nichol 2021, alg. 2 |
 # | a covariance between white noise and the network's | ΠGDM, Song et al. 2023, eqs. 7–9 |
 # | several inner steps, and going back up to repair what a push broke | Universal guidance, Bansal et al. 2023, algorithm 1 |
 # | exact answers where the wish is linear, such as deblurring | Chung et al. 2023 (DPS), section 3.2 and theorem 1 |

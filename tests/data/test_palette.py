@@ -22,17 +22,18 @@ def plain(*rgbs, size=8):
 def images(generator):
     """Real scenes, a little noisy, so that no pixel is exactly of any colour."""
     scenes = Shapes(3, 8, seed=4, objects=2)
-    return torch.stack([scene.image.double() for scene in scenes]) + 0.05 * torch.randn(3, 3, 8, 8, generator=generator, dtype=torch.float64)
+    grain = 0.05 * torch.randn(3, 3, 8, 8, generator=generator, dtype=torch.float64)
+    return torch.stack([scene.image.double() for scene in scenes]) + grain
 
 
 def test_by_hand():
-    """Half way between red and orange no third colour has a say: -log 1/2. At red it is nothing, at blue 52.6 nats."""
+    """Half way between red and orange hardly a third colour has a say: -log 1/2. At red it is little, at blue 23.4 nats."""
     red, orange, blue = (torch.tensor(COLOURS[name]) for name in ("red", "orange", "blue"))
     assert_close(palette_loss("red")(plain(((red + orange) / 2).tolist())).item(), math.log(2), atol=0.01, rtol=0)
-    assert palette_loss("red")(plain(red.tolist())).item() < 1e-3
-    far = (red - blue).square().sum().item() / (2 * SPREAD**2)                # 0.73^2 + 0.17^2 + 0.7^2 = 1.0518, over 0.02
-    assert_close(far, 52.59, atol=0.01, rtol=0)
-    assert_close(palette_loss("red")(plain(blue.tolist())).item(), far, atol=0.01, rtol=0)
+    assert palette_loss("red")(plain(red.tolist())).item() < 0.03
+    far = (red - blue).square().sum().item() / (2 * SPREAD**2)                # 0.73^2 + 0.17^2 + 0.7^2 = 1.0518, over 0.045
+    assert_close(far, 23.37, atol=0.01, rtol=0)
+    assert_close(palette_loss("red")(plain(blue.tolist())).item(), far, atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("background", [None, "white", "graded navy"])
@@ -40,7 +41,7 @@ def test_is_its_formula(images, background):
     palette = torch.tensor(list(COLOURS.values()), dtype=torch.float64)
     w, rgb, total = objectness(images, background), (images + 1) / 2, 0.0
     for i in range(3):
-        above = sum(w[i, y, x] * -torch.softmax(-(rgb[i, :, y, x] - palette).square().sum(1) / (2 * 0.1**2), 0)[3].log()
+        above = sum(w[i, y, x] * -torch.softmax(-(rgb[i, :, y, x] - palette).square().sum(1) / (2 * 0.15**2), 0)[3].log()
                     for y in range(8) for x in range(8))  # fmt: skip
         total += above / w[i].sum()
     assert_close(palette_loss("green", background)(images), total)
@@ -85,9 +86,9 @@ def test_descending_it_changes_the_colour_and_keeps_the_object():
     scenes = Shapes(12, 32, seed=9, shapes=["circle", "square"], backgrounds=["grey"])
     x = scenes.tensors()[0] / 127.5 - 1
     loss = palette_loss("red")
-    for _ in range(60):
+    for _ in range(120):
         x = x.detach().requires_grad_()
-        x = x - 0.2 * torch.autograd.grad(loss(x), x)[0]
+        x = x - 0.3 * torch.autograd.grad(loss(x), x)[0]
     readings = read_shapes(x.detach())
     wanted = [scenes.attributes(i)[0].shape for i in range(12)]
     assert sum([(a.shape, a.colour) for a in r] == [(shape, "red")] for r, shape in zip(readings, wanted, strict=True)) >= 11

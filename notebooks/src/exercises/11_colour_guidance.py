@@ -62,7 +62,7 @@ check("11.2", guided)
 
 
 # %%
-def guided(denoise, loss, scale, through_net=False):  # noqa: F811  the same name, with more in it
+def guided(denoise, loss, scale, through_net=False):  # noqa: F811  more of the same
     """denoise, steered to where loss is low: (xt, level) -> md.Estimate(x0, eps)."""
     raise NotImplementedError
 
@@ -73,8 +73,8 @@ check("11.3", guided)
 # %% [markdown]
 # ## 11.4 · What would it be called?
 #
-# How far are the objects of a picture from being called `colour`? With $x_p$ the RGB of pixel $p$ in $[0, 1]$, $c_k$ the colours of
-# the palette `md.data.COLOURS` (a dict, name → RGB in $[0, 1]$), and $\tau = 0.1$:
+# How far are the objects of a picture from being called `colour`? With $x_p$ the RGB of pixel $p$ in $[0, 1]$, $c_k$ the
+# colours of the palette `md.data.COLOURS` (a dict, name → RGB in $[0, 1]$), and $\tau = 0.15$:
 #
 # $$p(k \mid x_p) = \mathrm{softmax}_k\!\left(-\frac{|x_p - c_k|^2}{2\tau^2}\right), \qquad
 # L = \sum_{\text{images}} \frac{\sum_p w_p\,\big(-\log p(\text{colour} \mid x_p)\big)}{\max(1, \sum_p w_p)}$$

@@ -5,12 +5,13 @@ import torch
 import minidiff as md
 
 OWN = {
-    "along", "free_to_leave", "looked_at", "misguided", "nodes", "nudged", "obeys", "precisely", "red_with_objects_held",
+    "along", "looked_at", "misguided", "nodes", "nudged", "obeys", "precisely", "red_with_objects_held",
     "repainted", "shown", "slope_of", "walked", "watched",
 }  # fmt: skip
 
 X = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-LEVELS = (md.Schedule.linear().at(900), md.Schedule.flow(shift=3.0).at(300), md.Schedule.linear().at(torch.tensor([5, 500, 990])))
+LINEAR = md.Schedule.linear()
+LEVELS = (LINEAR.at(900), md.Schedule.flow(shift=3.0).at(300), LINEAR.at(torch.tensor([5, 500, 990])))
 
 
 def value_and_slope(loss, x):
@@ -38,7 +39,8 @@ def steered(guided):
     with torch.no_grad():
         return [
             part for denoise in (known, md.GaussianDenoiser(0.1, 0.6)) for level in LEVELS
-            for through_net, scale in ((False, 200.0), (True, 2.0)) for part in guided(denoise, loss, scale, through_net)(X, level)
+            for through_net, scale in ((False, 200.0), (True, 2.0))
+            for part in guided(denoise, loss, scale, through_net)(X, level)
         ]  # fmt: skip
 
 
