@@ -47,7 +47,7 @@ SHORT = 20  # of DDIM where many pictures are drawn  # quick: 4
 SCALES = (0, 100, 300, 600, 1000, 1500, 4000)  # for the model  # quick: (0, 300)
 SCALE = 1500  # the one that is used for lightness, past the network
 PALETTE = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")  # asked of the model  # quick: ("red",)
-CALLED = 10  # scale of the loss by palette
+CALLED = 20  # scale of the loss by palette
 LONG = True  # hold the numbers that need many pictures  # quick: False
 
 # %% [markdown]
@@ -418,9 +418,10 @@ md.plot.show_images(torch.cat([free[:8], white[:8]]).cpu(), rows=2, row_labels=[
 #
 # ## 7. Too little, too much
 #
-# Turn the knob over three powers of ten and count two things: the loss, and the share of drawings in which the
-# oracle, `md.data.read_shapes`, finds any object at all. It reads geometry and refuses what is no picture of ours. **Expected:
-# the loss falls with the scale, then stops; the share of readable pictures holds for a while, and then goes.**
+# Turn the knob from nothing to far too much and count two things: the loss, and the share of drawings in which the oracle,
+# `md.data.read_shapes`, finds any object at all. It reads geometry and refuses what is no picture of ours. **Expected: at
+# 100 the loss has lost less than a fifth, at 4000 more than nine tenths; and the share of drawings with something to be read
+# holds at first and ends at next to nothing, on blank paper.**
 
 # %%
 swept, readable, strip = [], [], []
@@ -432,7 +433,7 @@ for scale in SCALES:
     print(f"scale {scale:6}: loss {swept[-1]:.3f}, something to be read in {readable[-1]:.0%}")
 assert swept[1] < swept[0]
 if LONG:
-    assert swept[1] > 0.8 * swept[0] and min(swept) < 0.15 * swept[0]  # CALIBRATE
+    assert swept[1] > 0.8 * swept[0] and swept[-1] < 0.1 * swept[0]  # CALIBRATE
     assert readable[0] > 0.7 and readable[-1] < readable[0] - 0.3  # CALIBRATE
 md.plot.show_images(torch.cat(strip).cpu(), columns=min(6, PICTURES), row_labels=[f"scale {scale}" for scale in SCALES])
 
@@ -533,8 +534,9 @@ md.plot.show_images(both, rows=2, titles=titles + ["w"] * 6)
 # The lower row is $w$, the upper's titles are the colours with the lowest loss: those that the oracle reads.
 #
 # Now the model, and one judge for all: a drawing obeys if the oracle finds objects in it and all of them are red. Three
-# ways to ask. **Expected: with nothing asked, one drawing in eight or fewer; with `color_loss` of red hardly any, for the whole
-# picture turns red and nothing stands out; with `palette_loss` most.**
+# ways to ask. **Expected: with nothing asked, one drawing in eight or fewer obeys; with `palette_loss` most, and the ground
+# stays where it was. `color_loss` of red is about every pixel: objects swell, for the model knows no red ground, and
+# grounds change to please it, at least twice as much.**
 
 
 # %%
@@ -550,10 +552,17 @@ ways = {
     "palette_loss": guided(anything, lambda z: palette_loss("red")(shown(z)), CALLED),
 }
 turned = {name: walked(denoise, noise, SHORT) for name, denoise in ways.items()}
-share = {name: obeys(x, "red").float().mean().item() for name, x in turned.items()}
-print({name: f"{value:.0%}" for name, value in share.items()})
+share, ground = {}, {}
+for name, x in turned.items():
+    share[name] = obeys(x, "red").float().mean().item()
+    still = (torch.stack([md.data.objectness(y) for y in (x, turned["asked for nothing"])]) < 0.1).all(0)  # ground in both
+    moved = (x - turned["asked for nothing"]).square().mean(1)[still].mean().item() ** 0.5
+    swollen = (md.data.objectness(x).mean() / md.data.objectness(turned["asked for nothing"]).mean()).item()
+    ground[name] = moved
+    print(f"{name:18} {share[name]:.0%} obey, the ground moved by {moved:.3f}, objects have {swollen:.0%} of their size")
 if LONG:
-    assert share["asked for nothing"] < 0.3 and share["color_loss"] < 0.4 and share["palette_loss"] > 0.6  # CALIBRATE
+    assert share["asked for nothing"] < 0.3 and share["palette_loss"] > 0.6  # CALIBRATE
+    assert ground["palette_loss"] < ground["color_loss"] / 2  # CALIBRATE
 md.plot.show_images(torch.cat([x[:8] for x in turned.values()]).cpu(), rows=3, row_labels=list(turned))
 
 # %% [markdown]
