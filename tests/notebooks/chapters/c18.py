@@ -4,7 +4,9 @@ import torch
 
 import minidiff as md
 
-OWN = {"marks", "overall", "redraw", "side_by_side", "statistics", "there_and_back", "wrong_end"}
+OWN = {
+    "disputed", "marks", "overall", "redraw", "redraw_within", "side_by_side", "statistics", "there_and_back", "wrong_end",
+}  # fmt: skip
 
 X0 = 0.5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 GAUSSIAN = md.GaussianDenoiser(0.1, 0.5)
