@@ -33,6 +33,7 @@ from .dit import DiT, DiTBlock, FinalLayer, Modulation, PatchEmbedding
 from .embeddings import ClassEmbedding, TimeEmbedding, drop_labels, sinusoidal
 from .mmdit import JointAttention, JointBlock, MMDiT
 from .pixels import Pixels
+from .prompt_to_prompt import borrowed_attention
 from .unet import UNet
 from .vae import VAE, Gaussian
 
@@ -41,6 +42,6 @@ __all__ = [
     "CrossAttnDownBlock", "CrossAttnMidBlock", "CrossAttnUpBlock", "DiT", "DiTBlock", "Discriminator", "DownBlock",
     "DownSample", "FeedForward", "FinalLayer", "Gaussian", "JointAttention", "JointBlock", "MMDiT", "Memory", "MidBlock",
     "Modulation", "PatchEmbedding", "Pixels", "ResNetBlock", "SelfAttention", "SpatialAttention", "SpatialTransformer",
-    "TimeEmbedding", "UNet", "UpBlock", "UpSample", "attention_maps", "clip_loss", "contrastive_loss", "cuts",
-    "drop_labels", "group_norm", "hinge", "remembering", "sinusoidal", "zero_shot",
+    "TimeEmbedding", "UNet", "UpBlock", "UpSample", "attention_maps", "borrowed_attention", "clip_loss",
+    "contrastive_loss", "cuts", "drop_labels", "group_norm", "hinge", "remembering", "sinusoidal", "zero_shot",
 ]  # fmt: skip
