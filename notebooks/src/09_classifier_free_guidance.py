@@ -47,6 +47,7 @@ LESSONS = 1500  # optimizer steps of the two classifiers in the plane  # quick: 
 FINE = 400  # steps, where a walk is held against a formula  # quick: 100
 ASKED = 48  # prompts that obedience is counted on  # quick: 2
 AGAIN = 24  # pictures of one prompt, to count variety on  # quick: 2
+SHOWN = 8  # pictures in a row  # quick: 2
 STEPS = 20  # steps of a walk of the text-to-image model  # quick: 3
 LONG = True  # hold the pictures to the numbers in the text  # quick: False
 
@@ -60,6 +61,7 @@ LONG = True  # hold the pictures to the numbers in the text  # quick: False
 
 # %%
 pipe = md.StableDiffusion.from_pretrained("shapes", device=device)
+pipe.progress = False
 asked = md.data.prompts("attribute binding", ASKED, seed=SEED)
 texts = [prompt.text for prompt in asked]
 noise = torch.randn(max(ASKED, AGAIN), 4, 16, 16, generator=torch.Generator().manual_seed(SEED)).to(device)
@@ -68,7 +70,7 @@ noise = torch.randn(max(ASKED, AGAIN), 4, 16, 16, generator=torch.Generator().ma
 @torch.no_grad()
 def draw(denoise, x):
     """What a denoiser makes of the noise x (B, 4, 16, 16) in latents: images (B, 3, 64, 64)."""
-    levels = pipe.schedule.levels(STEPS)
+    levels = pipe.recipe.levels(STEPS, md.dpmpp_2m)
     return pipe.decode(md.sample(md.dpmpp_2m, denoise, x, levels, progress=False)).clamp(-1, 1).cpu()
 
 
@@ -94,7 +96,7 @@ if LONG:
     assert 0.4 < obeyed(asked, loud[1]) < 0.9  # CALIBRATE
     assert obeyed(asked, loud[4]) < obeyed(asked, loud[1]) - 0.1  # CALIBRATE
 md.plot.show_images(
-    torch.cat([images[:6] for images in loud.values()]), columns=6, row_labels=[f"words × {factor}" for factor in loud],
+    torch.cat([images[:SHOWN] for images in loud.values()]), columns=SHOWN, row_labels=[f"words × {factor}" for factor in loud],
     title=" · ".join(texts[:2]) + " · …",
 )  # fmt: skip
 
@@ -168,8 +170,8 @@ def show_clouds(clouds, title):
 
 
 # %% [markdown]
-# What does the conditional denoiser draw, compared with real points of the class? **Expected:** the same, nine in ten of both
-# obey.
+# What does the conditional denoiser draw, compared with real points of the class? **Expected:** the same; of both, a little
+# more than nine in ten obey.
 
 # %%
 real = centres[torch.randint(6, (POINTS,))] + SPREAD * torch.randn(POINTS, 2)
@@ -181,10 +183,10 @@ assert abs(judged(told)[0] - judged(real)[0]) < 0.08 and 0.2 < judged(untold)[0]
 show_clouds({"real, class 0": real, "asked for class 0": told, "asked for anything": untold}, "nothing to complain about")
 
 # %% [markdown]
-# So a perfect model needs no guidance to draw the class as it is. It even reproduces the doubtful cases: of the real points, one
-# in ten looks more like another class. Two things make us want more. We may not *want* the doubtful cases: who asks for
-# a cat wants one that everybody recognises. And no network is perfect: a trained one mixes what it knows of the
-# prompt with what is usual, like a listener who heard half.
+# So a perfect model needs no guidance to draw the class as it is. It even reproduces the doubtful cases: of the real
+# points, one in twelve looks more like another class. Two things make us want more. We may not *want* the doubtful cases:
+# who asks for a cat wants one that everybody recognises. And no network is perfect: a trained one mixes what it knows of
+# the prompt with what is usual, like a listener who heard half.
 #
 # ## 3. Steered by a classifier
 #
@@ -277,7 +279,7 @@ for name, log_prob in judges.items():
 show_clouds(clouds, "guided by three classifiers, scale 4")
 
 # %% [markdown]
-# **Expected:** guided by the classifier that saw all levels, nearly all obey and about one in twenty strays; by the other, more
+# **Expected:** guided by the classifier that saw all levels, nearly all obey and one in thirty strays; by the other, more
 # than half stray. The curves say why.
 
 # %%
@@ -383,7 +385,7 @@ figure.to(None)
 #
 # | who | formula | plain conditional |
 # |---|---|---|
-# | minidiff, diffusers' `guidance_scale`, Imagen's $w$ | $\epsilon_\varnothing + s\,(\epsilon_y - \epsilon_\varnothing)$ | $s = 1$ |
+# | minidiff, diffusers, Imagen's $w$ | $\epsilon_\varnothing + s\,(\epsilon_y - \epsilon_\varnothing)$ | $s = 1$ |
 # | Ho & Salimans' $w$, eq. 6 | $(1 + w)\,\epsilon_y - w\,\epsilon_\varnothing$ | $w = 0$ |
 # | Dhariwal & Nichol's $s$, with a model that knows the label | $\epsilon_y - s\,\sigma\,\nabla\log p(y\mid x_t)$ | $s = 0$ |
 # | the same, with a model that does not | $\epsilon_\varnothing - s\,\sigma\,\nabla\log p(y\mid x_t)$ | $s = 1$ |
@@ -417,8 +419,8 @@ show_clouds({f"scale {scale}": x for scale, x in clouds.items()}, "the same nois
 # $$\frac{d \log \bar x}{d\bar\sigma} = s\,\frac{\bar\sigma}{c^2 + \bar\sigma^2} - (s-1)\,\frac{\bar\sigma}{u^2 + \bar\sigma^2}
 # \qquad\Longrightarrow\qquad \text{std} = c\left(\frac{c}{u}\right)^{s-1}.$$
 #
-# (Integrate from 0 up to a $\bar\sigma$ that dwarfs $c$ and $u$.) **Each unit of scale multiplies the spread by** $c/u$, for ever. The
-# sharpened density would have had $1/\text{std}^2 = s/c^2 - (s-1)/u^2$, which falls far more slowly. **Expected** for
+# (Integrate from 0 up to a $\bar\sigma$ that dwarfs $c$ and $u$.) **Each unit of scale multiplies the spread by** $c/u$, for
+# ever. The sharpened density would have had $1/\text{std}^2 = s/c^2 - (s-1)/u^2$, which falls far more slowly. **Expected** for
 # $c = \frac12, u = 1$ and scales 1, 2, 3, 4: drawn 0.5, 0.25, 0.125, 0.0625; sharpened 0.5, 0.38, 0.32, 0.28.
 
 
@@ -491,7 +493,7 @@ for scale in scales:
     print(f"scale {scale:4}: {obeyed(asked, sweep[scale]):4.0%} obeyed, "
           f"{variety(open_ended[scale]):2} different circles of {AGAIN}, contrast {contrast:.2f}")  # fmt: skip
 md.plot.show_images(
-    torch.cat([sweep[scale][:8] for scale in scales]), columns=8, row_labels=[f"scale {scale:g}" for scale in scales],
+    torch.cat([sweep[scale][:SHOWN] for scale in scales]), columns=SHOWN, row_labels=[f"scale {scale:g}" for scale in scales],
     title=" · ".join(texts[:2]) + " · …",
 )  # fmt: skip
 
@@ -542,7 +544,7 @@ print(f"white: {white(without):.0%} without, {white(away):.0%} with the negative
 assert_close(same, open_ended[1.0], atol=2e-3, rtol=0)
 if LONG:
     assert white(away) < 0.05 and white(away) < white(without)  # CALIBRATE
-md.plot.show_images(torch.cat([without[:8], away[:8]]), columns=8, row_labels=["a circle", "not on white"])
+md.plot.show_images(torch.cat([without[:SHOWN], away[:SHOWN]]), columns=SHOWN, row_labels=["a circle", "not on white"])
 
 # %% [markdown]
 # ## 8. Several prompts, each with its weight
@@ -610,7 +612,7 @@ print("a red star on black:", {name: f"{both(images):.0%}" for name, images in s
 if LONG:
     assert both(stars["both"]) > 0.75 and max(both(stars["red"]), both(stars["black"])) < 0.5  # CALIBRATE
     assert both(stars["red, not black"]) < 0.05  # CALIBRATE
-md.plot.show_images(torch.cat([images[:8] for images in stars.values()]), columns=8, row_labels=list(stars))
+md.plot.show_images(torch.cat([images[:SHOWN] for images in stars.values()]), columns=SHOWN, row_labels=list(stars))
 
 # %% [markdown]
 # ## 9. Too much contrast, taken back
@@ -624,9 +626,9 @@ md.plot.show_images(torch.cat([images[:8] for images in stars.values()]), column
 # + (1 - \varphi)\,\hat x_0 \qquad\text{(their eqs. 15 and 16)}$$
 #
 # Guidance is denoiser → denoiser, so this is too, and takes two: a strong one and a plain one. One thing must not
-# be forgotten. An estimate says of what $x_t$ is made, $\alpha_t \hat x_0 + \sigma_t \hat\epsilon = x_t$. Who changes $\hat x_0$ has
-# to solve for $\hat\epsilon$ again, or the next step takes a picture and a noise that do not belong together. (Section 11
-# shows what that costs.)
+# be forgotten. An estimate says of what $x_t$ is made, $\alpha_t \hat x_0 + \sigma_t \hat\epsilon = x_t$. Who changes
+# $\hat x_0$ has to solve for $\hat\epsilon$ again, or the next step takes a picture and a noise that do not belong together.
+# (Section 11 shows what that costs.)
 
 
 # %%
@@ -666,7 +668,7 @@ for name, images in rows.items():
 if LONG:
     assert spread_within(tamed) < spread_within(sweep[10.0])  # CALIBRATE
     assert obeyed(asked, tamed) > marks[10.0] - 0.1  # CALIBRATE
-md.plot.show_images(torch.cat([images[:8] for images in rows.values()]), columns=8, row_labels=list(rows))
+md.plot.show_images(torch.cat([images[:SHOWN] for images in rows.values()]), columns=SHOWN, row_labels=list(rows))
 
 # %% [markdown]
 # ## 10. Only where it helps
@@ -710,7 +712,7 @@ limited = {"everywhere": (sweep[7.5], open_ended[7.5])}
 for name, (low, high) in list(bounds.items())[1:]:
     limited[name] = [draw(between(words(asks, 7.5), words(asks, 1.0), low, high), noise[: len(asks)])
                      for asks in (texts, ["a circle"] * AGAIN)]  # fmt: skip
-sigmas = [float(level.sigma) for level in pipe.schedule.levels(STEPS)[:-1]]
+sigmas = [float(level.sigma) for level in pipe.recipe.levels(STEPS, md.dpmpp_2m)[:-1]]
 for name, (hard, free) in limited.items():
     low, high = bounds[name]
     cost = 1 + sum(low <= sigma <= high for sigma in sigmas) / STEPS
@@ -718,7 +720,7 @@ for name, (hard, free) in limited.items():
 if LONG:
     assert abs(obeyed(asked, limited["σ ≥ 0.5"][0]) - marks[7.5]) < 0.1  # CALIBRATE
     assert variety(limited["σ ≤ 0.95"][1]) >= kinds_of[7.5]  # CALIBRATE
-md.plot.show_images(torch.cat([free[:8] for _, free in limited.values()]), columns=8, row_labels=list(limited))
+md.plot.show_images(torch.cat([free[:SHOWN] for _, free in limited.values()]), columns=SHOWN, row_labels=list(limited))
 
 # %% [markdown]
 # Both are compositions, `between(rescaled(strong, plain), plain, 0.3, 0.9)` is a denoiser too, and no sampler has been
@@ -775,7 +777,7 @@ damage = {
 }
 for name, images in damage.items():
     print(f"{name:15}: {obeyed(asked, images):.0%} obeyed")
-md.plot.show_images(torch.cat([images[:8] for images in damage.values()]), columns=8, row_labels=list(damage))
+md.plot.show_images(torch.cat([images[:SHOWN] for images in damage.values()]), columns=SHOWN, row_labels=list(damage))
 
 # %% [markdown]
 # **Expected:** next to nothing for the halves swapped and for 0. The other three are the dangerous ones.
@@ -791,9 +793,9 @@ if LONG:
 #
 # | left out | where to read it |
 # |---|---|
-# | a *worse* network in place of the one without words: quality without loss of variety | Karras et al. 2024, "Guiding a diffusion model with a bad version of itself" |
-# | only the part of the difference that is at right angles to the answer, and damped momentum | Sadat et al. 2025 (APG) |
-# | guidance learned by a student, so that one question is enough | Meng et al. 2023, "On distillation of guided diffusion models" |
+# | a *worse* network in place of the one without words, and the variety stays | Karras et al. 2024 (autoguidance) |
+# | only the part of the difference that is at right angles to the answer | Sadat et al. 2025 (APG) |
+# | guidance learned by a student, so that one question is enough | Meng et al. 2023 (guided distillation) |
 # | clipping $\hat x_0$ by a quantile, against burnt colours in pixels | Saharia et al. 2022 (Imagen), section 2.3 |
 # | why a guided walk is a predictor and a corrector | Bradley & Nakkiran 2024 |
 # | gradients of other things than classes: a colour, CLIP | chapters 11 and 12 |
