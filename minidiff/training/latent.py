@@ -6,10 +6,12 @@ What is easy comes first, if so wished (Bengio et al. 2009).
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..diffusion import Schedule, diffusion_loss
 from ..nets import CLIPText, UNet
@@ -98,12 +100,16 @@ def long_words(text: CLIPText, std: float = 1.0) -> CLIPText:
 
 
 def latent_loss(schedule: Schedule, predicts: str, **weighing) -> Callable:
-    """A loss for Trainer, on batches of Lessons; weighing: `min_snr` or `measured` of diffusion_loss."""
+    """A loss for Trainer, on batches of Lessons; weighing: `min_snr` or `measured` of diffusion_loss.
+
+    On a CPU its attention is plain matrix products: with so few positions torch's fused one is ten times as slow backwards.
+    """
 
     def loss(net: nn.Module, z: Tensor, given: dict[str, Tensor]) -> Tensor:
         beside = given.get("beside")
         ask = net if beside is None else lambda x, t, context: net(torch.cat([x, beside], dim=1), t, context=context)
-        return diffusion_loss(ask, z, schedule, predicts, **weighing, context=given["context"])
+        with sdpa_kernel(SDPBackend.MATH) if z.device.type == "cpu" else nullcontext():
+            return diffusion_loss(ask, z, schedule, predicts, **weighing, context=given["context"])
 
     return loss
 

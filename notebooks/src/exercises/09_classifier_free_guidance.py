@@ -3,8 +3,8 @@
 #
 # Four pieces of [the chapter](../09_classifier_free_guidance.ipynb): guidance by two answers of one network, by several
 # prompts, with its contrast taken back, and by a classifier. Each of them makes a denoiser, a function
-# `(xt, level) → Estimate(x0, eps)` that is returned and called later. Put your lines where `raise NotImplementedError` stands and run the cell below.
-# `hint("09.1")` helps, a little more each time it is called.
+# `(xt, level) → Estimate(x0, eps)` that is returned and called later. Put your lines where `raise NotImplementedError`
+# stands and run the cell below. `hint("09.1")` helps, a little more each time it is called.
 
 # %%
 import torch
