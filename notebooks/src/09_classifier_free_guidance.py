@@ -101,9 +101,8 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# Nobody trained the network on loud words. It has learned what vectors of this length mean, and answers others at
-# random. Volume is not an instruction. What is? We need to know in which direction "more like the prompt" lies. For
-# that we go to a place where everything is known.
+# Nobody trained the network on loud words, so it has no idea what they mean. We need to know in which *direction* "more like
+# the prompt" lies. For that we go to a place where everything is known.
 #
 # ## 2. A world with all the answers
 #
@@ -294,10 +293,9 @@ md.plot.show_curves(
 )  # fmt: skip
 
 # %% [markdown]
-# In heavy noise nothing can be told, so the honest slope goes to 0. A classifier of clean points has no idea of that. It is as
-# sure of noise as of a picture, and pushes with full force from the first step. The unlucky points are thrown out of
-# the data before there is anything to classify. On pictures it is worse: there are 3072 directions to be pushed in, and
-# most of them change the classifier's mind without changing the picture (chapter 12 fights with that).
+# In heavy noise nothing can be told, so the honest slope goes to 0. A classifier of clean points is as sure of noise as of a
+# picture, and pushes with full force from the first step, until points are thrown out of the data. On pictures it is
+# worse: of 3072 directions most change the classifier's mind without changing the picture (chapter 12 fights with that).
 #
 # ## 4. The classifier that is there already
 #
@@ -377,8 +375,7 @@ with matplotlib.rc_context(md.plot.STYLE):
 figure.to(None)
 
 # %% [markdown]
-# The arrows on the right lead away from the other two classes, out along arm 0, and they do not stop at its end. Remember
-# that for section 5.
+# The arrows on the right lead away from the other two classes, out along arm 0, and do not stop at its end.
 #
 # **A warning about numbers.** The scale has two zero points in the literature, one apart, and both are called guidance scale
 # or $w$. Read the formula, not the name:
@@ -447,8 +444,8 @@ md.plot.show_curves(
 )  # fmt: skip
 
 # %% [markdown]
-# Guidance does not sample any density that one would write down. It is a direction that works, and it collapses variety at
-# a geometric rate. (Bradley & Nakkiran 2024 prove the disagreement; our formula is the smallest case of it.)
+# Guidance is a direction that works, and it takes away variety at a geometric rate. (Bradley & Nakkiran 2024 prove that
+# it draws from another density than the sharpened one; ours is a small case of it.)
 #
 # ## 6. The model, at six scales
 #
@@ -464,12 +461,12 @@ def words(texts, scale, negative=""):
 
 
 # %% [markdown]
-# This, five lines of our own, is `pipe(...)`: the same picture, to the last digit that counts.
+# This, in lines of our own, is `pipe(...)`: the same pictures.
 
 # %%
 ours = draw(words(texts[:2], 3.0), noise[:2])
 theirs = pipe(texts[:2], guidance_scale=3.0, latents=noise[:2], steps=STEPS, sampler=md.dpmpp_2m)
-assert_close(ours, theirs.clamp(-1, 1).cpu(), atol=2e-3, rtol=0)
+assert_close(ours, theirs.clamp(-1, 1).cpu(), atol=1e-2, rtol=0)
 
 # %% [markdown]
 # What to measure? **Obedience**, as in section 1, on the same prompts and the same noise. And **variety**: a prompt that
@@ -541,7 +538,7 @@ def white(images):
 
 
 print(f"white: {white(without):.0%} without, {white(away):.0%} with the negative prompt")
-assert_close(same, open_ended[1.0], atol=2e-3, rtol=0)
+assert_close(same, open_ended[1.0], atol=1e-2, rtol=0)
 if LONG:
     assert white(away) < 0.05 and white(away) < white(without)  # CALIBRATE
 md.plot.show_images(torch.cat([without[:SHOWN], away[:SHOWN]]), columns=SHOWN, row_labels=["a circle", "not on white"])
@@ -723,12 +720,11 @@ if LONG:
 md.plot.show_images(torch.cat([free[:SHOWN] for _, free in limited.values()]), columns=SHOWN, row_labels=list(limited))
 
 # %% [markdown]
-# Both are compositions, `between(rescaled(strong, plain), plain, 0.3, 0.9)` is a denoiser too, and no sampler has been
-# told of any of it.
+# Both compose: `between(rescaled(strong, plain), plain, 0.3, 0.9)` is a denoiser too, and no sampler learns of it.
 #
 # ## 11. Five bugs you will meet
 #
-# None of them raises an error. All draw *something*.
+# None of them raises an error.
 #
 # **The halves swapped.** The batch was put together as (with, without), and taken apart as (without, with). The
 # formula becomes $\epsilon_y + s(\epsilon_\varnothing - \epsilon_y)$: guidance at scale $1 - s$, away from the prompt. At scale
@@ -798,8 +794,7 @@ if LONG:
 # | guidance learned by a student, so that one question is enough | Meng et al. 2023 (guided distillation) |
 # | clipping $\hat x_0$ by a quantile, against burnt colours in pixels | Saharia et al. 2022 (Imagen), section 2.3 |
 # | why a guided walk is a predictor and a corrector | Bradley & Nakkiran 2024 |
-# | gradients of other things than classes: a colour, CLIP | chapters 11 and 12 |
-# | guidance in inversion, where it has no business | chapter 18 |
+# | gradients of a colour, of CLIP; guidance in inversion, where it has no business | chapters 11, 12; 18 |
 #
 # What you wrote is `classifier_free`, `composed`, `rescaled` and `between` of `minidiff/diffusion/guidance.py`, and
 # `classifier_guided` of `steering.py`: Ho & Salimans eq. 6, Liu et al. eq. 11, Lin et al. eqs. 15 and 16, Kynkäänniemi et
