@@ -135,7 +135,7 @@ one_step_task = Task(
     ),
     laws=(Law(NAN, refuses_nan),),
     hints=("Seed, set the learning rate, then a loop over `config.accumulate` batches that only calls backward.",
-           "PyTorch adds each backward to `.grad`: if every loss is divided by `accumulate`, the sum is the mean. Clip, step, empty.",
+           "PyTorch adds each backward to `.grad`: with losses divided by `accumulate` the sum is a mean. Clip, step, empty",
            "loss = trainer.loss(trainer.net, x, y) / c.accumulate; loss.backward(); then nn.utils.clip_grad_norm_, "
            "optimizer.step(), optimizer.zero_grad(), ema.update, losses.append(total), return images"),
     seconds=30.0,  # the first optimizer of a process makes torch import half of itself

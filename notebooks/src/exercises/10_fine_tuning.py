@@ -18,11 +18,11 @@ from minidiff.training.checkpoint import read_tensors
 #
 # $$g = \frac1K \sum_{j=1}^{K} \nabla_w L(w; \text{batch}_j), \qquad K = \texttt{config.accumulate}$$
 #
-# One optimizer step of a `Trainer`, in this order: seed torch by `config.seed * 1_000_003 + trainer.step`; set the learning rate
-# of every group of `trainer.optimizer` to `config.lr_at(trainer.step)`; take K batches `(x, y)` and gather the gradient of
-# `trainer.loss(trainer.net, x, y)`; clip its norm to `config.clip`; step; empty the gradient; `trainer.ema.update(trainer.net)`;
-# and append the mean of the K losses, a number, to `trainer.losses`. Return how many images it took. If that mean is
-# not finite, raise a ValueError before any weight is touched. (`config.bf16` may be left out.)
+# One optimizer step of a `Trainer`, in this order. Seed torch by `config.seed * 1_000_003 + trainer.step`. Set the learning
+# rate of every group of `trainer.optimizer` to `config.lr_at(trainer.step)`. Take K batches `(x, y)` and gather the gradient
+# of `trainer.loss(trainer.net, x, y)`. Clip its norm to `config.clip`, step, empty the gradient, call
+# `trainer.ema.update(trainer.net)`, and append the mean of the K losses, a number, to `trainer.losses`. Return how many images
+# it took. If that mean is not finite, raise a ValueError before any weight is touched. (`config.bf16` may be left out.)
 
 
 # %%
