@@ -20,8 +20,8 @@
 # > minutes on two CPU cores, a third of it in the first training: start that before you speak.
 # >
 # > Worth asking before the cell is run: *at which noise levels does someone who has seen shapes know something about
-# > shoes?* (section 3) · *the gradient is a thousand times smaller: how much shorter is the step?* (section 5) · *what is in the
-# > average after two hundred steps, the new model or the old one?* (section 9) · *which of these bugs does the loss curve
+# > shoes?* (section 3) · *the gradient is a thousand times smaller: how much shorter is the step?* (section 5) · *what is in
+# > the average after a hundred steps, the new model or the old one?* (section 9) · *which of these bugs does the loss curve
 # > show?* (section 10). The last one is easily answered: none.
 
 # %%
@@ -51,8 +51,8 @@ IMAGES = 4000  # to train on, of the old kind and of the new  # quick: 160
 TESTS = 500  # held out, of each kind  # quick: 32
 CHANNELS = (32, 64, 96)  # width of the U-Net's stages  # quick: (8, 16)
 ATTENTION = (False, True, True)  # which of them attend  # quick: (False, True)
-BEFORE = 700  # steps of the model we begin with  # quick: 4
-STEPS = 200  # steps that we can afford for the new pictures  # quick: 8
+BEFORE = 900  # steps of the model we begin with  # quick: 4
+STEPS = 100  # steps that we can afford for the new pictures  # quick: 8
 BATCH = 32  # images to a step  # quick: 8
 LR = 6e-3  # learning rate of both
 WALK = 20  # steps of a sampler  # quick: 2
@@ -110,7 +110,8 @@ def error_at(net, x0, ts, process=None):
     generator, found = torch.Generator().manual_seed(0), []
     for t in ts:
         noise = torch.randn(x0.shape, generator=generator).to(x0)
-        found.append(md.diffusion_loss(net, x0, *(process or (schedule, "flow")), t=torch.full((len(x0),), float(t)), noise=noise))
+        level = torch.full((len(x0),), float(t))
+        found.append(md.diffusion_loss(net, x0, *(process or (schedule, "flow")), t=level, noise=noise))
     return torch.stack(found).cpu()
 
 
@@ -158,9 +159,9 @@ md.plot.show_images(pictures(before, noise[:16]), columns=8, title="what the old
 # those who keep the weights alone.
 
 # %%
-box = tempfile.TemporaryDirectory()
-md.ClassToImage(before, {"name": "flow"}, "flow", 32, []).save(box.name)
-begun = md.ClassToImage.load(box.name, device)
+with tempfile.TemporaryDirectory() as box:
+    md.ClassToImage(before, {"name": "flow"}, "flow", 32, []).save(box)
+    begun = md.ClassToImage.load(box, device)
 assert_close(list(begun.net.parameters()), list(before.parameters()), rtol=0, atol=0)
 assert (begun.predicts, begun.schedule_config) == ("flow", {"name": "flow"})
 
@@ -288,8 +289,9 @@ md.plot.show_curves(
 
 # %% [markdown]
 # Look at the left end first, and then how long that lasts. **Expected: far behind at step 0, ahead at half of the run, and at
-# the end the error is at most 0.85 of the other's. Taken apart by level, the gain is in the middle and below, where pictures
-# get their edges; near pure noise, where only means and masses count, both have learned what there is.**
+# the end the error is at most 0.85 of the other's. Taken apart by level, the gain is in the middle, where pictures get their
+# edges: near pure noise only means and masses count, which both have learned, and a film of noise can be told from a picture
+# by neither.**
 
 # %%
 half, head = list(going_on)[4], going_on[STEPS][0] / from_nothing[STEPS][0]
@@ -314,7 +316,8 @@ def features(x):
     return torch.cat([judge.features(part) for part in x.split(250)]).cpu()
 
 
-reference, drawn = features(x_new), {"from nothing": pictures(scratch.ema.net, noise), "went on": pictures(tuned.ema.net, noise)}
+reference = features(x_new)
+drawn = {"from nothing": pictures(scratch.ema.net, noise), "went on": pictures(tuned.ema.net, noise)}
 drawn["real"] = md.data.from_pixels(new.pixels[:DRAWN]).to(device)
 fd = {name: md.evaluation.frechet_distance(features(x), reference) for name, x in drawn.items()}
 print({name: round(value, 1) for name, value in fd.items()}, f"({DRAWN} pictures each)")
@@ -370,7 +373,7 @@ assert_close(short, orthogonalise(gradient), rtol=0.02, atol=0.02)
 # %%
 def travelled(net, origin):
     """How far the weights of the matrices went, in units of their own size at the start: root mean squares."""
-    pairs = [(a, b) for (name, a), b in zip(net.named_parameters(), origin.parameters(), strict=True) if a.ndim > 1]
+    pairs = [(a, b) for a, b in zip(net.parameters(), origin.parameters(), strict=True) if a.ndim > 1]
     moved = torch.cat([(a - b).flatten() for a, b in pairs]).square().mean()
     return (moved / torch.cat([b.flatten() for _, b in pairs]).square().mean()).sqrt().item()
 
@@ -404,8 +407,8 @@ md.plot.show_curves(
 # %% [markdown]
 # This is **catastrophic forgetting** (McCloskey & Cohen 1989), and there is nothing mysterious in it: the loss contains no
 # old picture, so nothing holds what only old pictures need. How far a run may walk is all the protection there is.
-# **Expected: the old error grows with the rate, at ours to more than three times. The tenth keeps most of the old and has not
-# learned the new; the tenfold loses the most, and for that it buys no better error than ours.**
+# **Expected: the old error grows with the rate, at ours to more than three times. The tenth keeps the most of the old and has
+# not learned the new; the tenfold loses the most, and for that it buys no better error than ours.**
 
 # %%
 kept = way[BEFORE][1]
@@ -423,15 +426,27 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
+# One more run, for honesty's sake. If the new kind can be learned at rates that overwrite the old, did we need the old at
+# all? The run from nothing was given the rate of ours, which is too small for those who have far to go. **Expected: at three
+# times the rate it comes within a third of ours, on pictures as simple as these.** A head start is worth steps, or steepness
+# of the path, more than a better place to arrive. For large pictures and large networks the steps it is worth are months.
+
+# %%
+_, bolder = learn(fresh(), md.data.batches(new, BATCH, device, seed=SEED), STEPS, lr=3 * LR)
+print(f"from nothing at {LR:g} {from_nothing[STEPS][0]:.3f}, at {3 * LR:g} {bolder[STEPS][0]:.3f}; ours {going_on[STEPS][0]:.3f}")
+if LONG:
+    assert bolder[STEPS][0] < from_nothing[STEPS][0] and bolder[STEPS][0] < 4 / 3 * going_on[STEPS][0]  # CALIBRATE
+
+# %% [markdown]
 # "A small learning rate" is thus a bet on how near the new kind is to the old. From faces to other faces a hundredth may be
 # right. From circles on white to something else on black it is not. Copying the number from a tutorial whose pictures were
 # of another kind is copying the answer to another question.
 #
 # ## 6. Only some of the layers
 #
-# The other way to limit how far a run can go: let most weights not move at all. A parameter with `requires_grad` False gets no
-# gradient, and an optimizer steps over what has none. Which to free? What is wrong first of all is a mean
-# of things. Scales and biases are what sets means: free the GroupNorms and all biases.
+# The other way to limit how far a run can go: let most weights not move at all. A parameter with `requires_grad` False gets
+# no gradient, and an optimizer steps over what has none. Which to free? What is wrong first of all is a mean, and biases are
+# what sets means: free all biases, and the scales and shifts of the GroupNorms.
 
 
 # %%
@@ -460,13 +475,14 @@ undone.load_state_dict({name: w for name, w in before.state_dict().items() if w.
 assert_close(list(undone.parameters()), list(before.parameters()), rtol=0, atol=0)
 whole_way = going_on[0][0] - going_on[STEPS][0]
 gained = (some_seen[0][0] - some_seen[STEPS][0]) / whole_way if whole_way else 0.0
-print(f"share of the way: {gained:.0%}; a file of {sum(w.numel() for w in before.state_dict().values() if w.ndim == 1) * 4:,} bytes")
+numbers = sum(p.numel() for p in some.net.parameters() if p.requires_grad)
+print(f"share of the way: {gained:.0%}, in a file of {4 * numbers:,} bytes")
 if LONG:
     assert 0.5 < gained < 1  # CALIBRATE
 
 # %% [markdown]
 # LoRA (chapter 19) is the same thought with a better choice of what may move: every matrix, by a little in few directions.
-# (Two warnings. Freeze before the optimizer is built, or weight decay may go on pulling at weights that are "frozen". And the
+# (Two warnings. A gradient of zeros, in place of none, leaves weight decay pulling at "frozen" weights. And the
 # statistics of a BatchNorm are no parameters: they move on unless the layer is in `eval()`. Our networks have none.)
 #
 # ## 7. Accumulation
@@ -533,45 +549,30 @@ assert_close(*ends)
 
 # %%
 def gradient(net, parts, divide=True, backward=lambda value: value.backward(), empty_each=False):
-    """The gradient of all parameters after the parts (x, wanted), as one vector."""
+    """The gradient of all parameters after the parts (xt, t, wanted), as one vector."""
     net.zero_grad()
-    for x, wanted in parts:
+    for xt, t, wanted in parts:
         if empty_each:
             net.zero_grad()
-        value = (net(x) - wanted).square().mean() / (len(parts) if divide else 1)
-        backward(value)
+        answer = net(xt, t) if isinstance(net, md.UNet) else net(xt)
+        backward((answer - wanted).square().mean() / (len(parts) if divide else 1))
     return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).clone()
 
 
-class AtLevels(nn.Module):
-    """A U-Net that is told the level by a last channel, so that whoever handles batches need not know of levels."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return self.net(x[:, :3], 1000 * x[:, 3, 0, 0])
-
-
-def with_batch_norm():
-    return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 3, 3, padding=1)).double()
-
-
+# %%
 torch.manual_seed(SEED)
 x0 = md.data.from_pixels(new.pixels[:16]).double()
-level = schedule.at(schedule.draw(16))
-eps = torch.randn_like(x0)
-told = (torch.as_tensor(level.t).double() / 1000).view(-1, 1, 1, 1).expand(-1, 1, 32, 32)
-batch = torch.cat([md.add_noise(x0, eps, level), told], 1), eps - x0
-parts = list(zip(*(some.split(4) for some in batch), strict=True))
-group_norm = AtLevels(copy.deepcopy(before).cpu().double().requires_grad_(True))
-whole = gradient(group_norm, [batch])
-off = {"GroupNorm": ((gradient(group_norm, parts) - whole).norm() / whole.norm()).item()}
-normed = with_batch_norm()
-off["BatchNorm"] = ((gradient(normed, parts) - gradient(normed, [batch])).norm() / gradient(normed, [batch]).norm()).item()
+level, eps = schedule.at(schedule.draw(16)), torch.randn_like(x0)
+batch = md.add_noise(x0, eps, level), level.timesteps(x0).double(), eps - x0
+parts = list(zip(*(tensor.split(4) for tensor in batch), strict=True))
+exact = copy.deepcopy(before).cpu().double().requires_grad_(True)
+normed = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 3, 3, padding=1)).double()
+whole, off = gradient(exact, [batch]), {}
+for name, net in (("GroupNorm", exact), ("BatchNorm", normed)):
+    at_once = gradient(net, [batch])
+    off[name] = ((gradient(net, parts) - at_once).norm() / at_once.norm()).item()
 print("four parts against the whole, relative difference:", {name: f"{value:.1e}" for name, value in off.items()})
-assert_close(gradient(group_norm, parts), whole, rtol=1e-9, atol=1e-12)
+assert_close(gradient(exact, parts), whole, rtol=1e-9, atol=1e-12)
 assert off["GroupNorm"] < 1e-12 and off["BatchNorm"] > 0.01
 
 # %% [markdown]
@@ -586,17 +587,18 @@ assert off["GroupNorm"] < 1e-12 and off["BatchNorm"] > 0.01
 #   five times. *Expected: another direction.* (`md.data.batches` leaves incomplete batches out.)
 
 # %%
-uneven = list(zip(*(some.split(5) for some in batch), strict=True))  # 5, 5, 5, 1
+uneven = list(zip(*(tensor.split(5) for tensor in batch), strict=True))  # 5, 5, 5, 1
 wrong = {
-    "right": gradient(group_norm, parts),
-    "not divided": gradient(group_norm, parts, divide=False),
-    "emptied inside": gradient(group_norm, parts, empty_each=True),
-    "backward(loss)": gradient(group_norm, parts, backward=lambda value: value.backward(value)),
-    "unequal parts": gradient(group_norm, uneven),
+    "right": gradient(exact, parts),
+    "not divided": gradient(exact, parts, divide=False),
+    "emptied inside": gradient(exact, parts, empty_each=True),
+    "backward(loss)": gradient(exact, parts, backward=lambda value: value.backward(value)),
+    "unequal parts": gradient(exact, uneven),
 }
-table = {name: ((g.norm() / whole.norm()).item(), nn.functional.cosine_similarity(g, whole, 0).item()) for name, g in wrong.items()}
-for name, (length, cosine) in table.items():
-    print(f"{name:15} {length:7.3f} of the right length, cosine with the right direction {cosine:.4f}")
+cosine = nn.functional.cosine_similarity
+table = {name: ((g.norm() / whole.norm()).item(), cosine(g, whole, 0).item()) for name, g in wrong.items()}
+for name, (length, along) in table.items():
+    print(f"{name:15} {length:7.3f} of the right length, cosine with the right direction {along:.4f}")
 assert_close(wrong["not divided"], 4 * whole, rtol=1e-9, atol=1e-12)
 assert table["backward(loss)"][1] < 1 - 1e-9 and all(table[name][1] < 0.9999 for name in ("emptied inside", "unequal parts"))
 with matplotlib.rc_context(md.plot.STYLE):
@@ -604,7 +606,7 @@ with matplotlib.rc_context(md.plot.STYLE):
     left, right = figure.subplots(1, 2)
     left.barh(list(table), [length for length, _ in table.values()], color=md.plot.CURVES[0])
     left.set(title="length, right = 1", xscale="log")
-    angles = [torch.tensor(cosine).clamp(-1, 1).acos().rad2deg().item() for _, cosine in table.values()]
+    angles = [torch.tensor(along).clamp(-1, 1).acos().rad2deg().item() for _, along in table.values()]
     right.barh(list(table), angles, color=md.plot.CURVES[1])
     right.set(title="angle to the right direction, degrees", yticklabels=[])
 figure.to(None)  # a cell that ends with a figure shows it
@@ -622,7 +624,7 @@ longer = {}
 for name, build in ways.items():
     lengths = []
     for divide in (True, False):
-        net = AtLevels(copy.deepcopy(before).cpu().double().requires_grad_(True))
+        net = copy.deepcopy(exact)
         gradient(net, parts, divide=divide)
         origin = [p.detach().clone() for p in net.parameters()]
         build(net).step()
@@ -654,17 +656,11 @@ print(f"error on new {both_seen[STEPS][0]:.3f}, on old {both_seen[STEPS][1]:.3f}
 if LONG:
     assert both_seen[STEPS][1] < 1.5 * kept  # CALIBRATE
     assert going_on[STEPS][0] < both_seen[STEPS][0] < from_nothing[STEPS][0]  # CALIBRATE
-ends = {"old model": (going_on[0][0], kept), "from nothing": from_nothing[STEPS], "a tenth": runs["a tenth"][1][STEPS],
-        "ours": going_on[STEPS], "tenfold": runs["tenfold"][1][STEPS], "1 % of the weights": some_seen[STEPS],
-        "old and new": both_seen[STEPS]}  # fmt: skip
-with matplotlib.rc_context(md.plot.STYLE):
-    figure = md.plot.Picture(figsize=(8, 4.8), dpi=md.plot.DPI, layout="constrained")
-    axes = figure.subplots()
-    for i, (name, (on_new, on_old)) in enumerate(ends.items()):
-        axes.plot(on_new, on_old, "o", markersize=9, color=md.plot.CURVES[i % 6])
-        axes.annotate(name, (on_new, on_old), xytext=(7, 5), textcoords="offset points", fontsize=11)
-    axes.set(xscale="log", yscale="log", xlabel="error on new images", ylabel="error on old images", title="the lower left is best")
-figure.to(None)
+runs |= {"biases only": (some, some_seen), "old and new": (rehearsed, both_seen)}
+md.plot.show_curves(
+    {name: [[pair[k] for pair in seen.values()] for k in (0, 1)] for name, (_, seen) in runs.items()},
+    xlabel="error on new images", ylabel="error on old images", yscale="log", title="five ways to the left",
+)  # fmt: skip
 
 # %% [markdown]
 # The price is that the network now draws both kinds, in equal shares, and has to be told which is wanted: by a class (chapter
@@ -697,23 +693,23 @@ def shares(decays):
 
 
 # %%
-n = 200
+n = 100
 ramp = [min(0.999, (1 + k) / (10 + k)) for k in range(n)]
 mixtures = {"decay 0.999": shares([0.999] * n), "decay 0.99": shares([0.99] * n), "the library's ramp": shares(ramp)}
 for name, mixture in mixtures.items():
     print(f"{name:19} the start has {mixture[0]:.1%}, the last tenth of the steps {mixture[-n // 10:].sum():.0%}")
-assert abs(mixtures["decay 0.999"][0] - 0.819) < 0.001 and mixtures["the library's ramp"][0] < 1e-14
+assert abs(mixtures["decay 0.999"][0] - 0.905) < 0.001 and mixtures["the library's ramp"][0] < 1e-11
 
 # %% [markdown]
-# With 0.999, which is no large number among recipes, four fifths of the "averaged model" are the old one. **How far does the
+# With 0.999, which is no large number among recipes, nine tenths of the "averaged model" are the old one. **How far does the
 # ramp's average lag?** Let the weights drift evenly, $w_k = k$. Call the lag after $n$ updates $a_n$: how many steps ago the
 # average is. One update makes everything in it a step older, except the share $1 - d_n$ that is new:
 #
 # $$a_{n+1} = d_n\,(a_n + 1), \qquad d_n = \frac{n+1}{n+10}.$$
 #
-# Try $a_n = n/10$: on the right $\frac{n+1}{n+10}\cdot\frac{n+10}{10} = \frac{n+1}{10}$, as it should be. **So the average lags
-# exactly a tenth of the run**, until a constant decay takes over, whose lag is $d/(1-d)$. **Expected after 200 updates: 20
-# steps with the ramp. And 181 with a constant 0.999:** it has hardly left.
+# Try $a_n = n/10$: on the right $\frac{n+1}{n+10}\cdot\frac{n+10}{10} = \frac{n+1}{10}$, as it should be. **So the average
+# lags exactly a tenth of the run**, until a constant decay takes over, whose lag is $d/(1-d)$. **Expected after 100 updates:
+# 10 steps with the ramp. And 95 with a constant 0.999:** it has hardly left.
 
 # %%
 walker = nn.Linear(1, 1, bias=False).double()
@@ -728,10 +724,10 @@ print({name: round(lag, 2) for name, lag in lags.items()}, "steps behind")
 for name, lag in lags.items():
     assert_close(lag, n - (mixtures[name] @ torch.arange(n + 1.0, dtype=torch.float64)).item(), rtol=1e-9, atol=1e-9)
 assert_close(lags["the library's ramp"], n / 10, rtol=1e-9, atol=1e-9)
-assert abs(lags["decay 0.999"] - 181) < 1
+assert abs(lags["decay 0.999"] - 95.1) < 0.1
 md.plot.show_curves(
     {name: (range(1, n + 1), mixture[1:].clamp(min=1e-6)) for name, mixture in mixtures.items()},
-    xlabel="step", ylabel="share in the average", yscale="log", title="who is in the average of 200 steps",
+    xlabel="step", ylabel="share in the average", yscale="log", title="who is in the average of 100 steps",
 )  # fmt: skip
 
 # %% [markdown]
@@ -790,7 +786,7 @@ if LONG:
 # **Weights that were not loaded.** A network trained on several GPUs was wrapped, and all its names begin with `module.`.
 # Loading complains of missing and unexpected names, somebody finds `strict=False` on the web, and the complaint goes away. So
 # do the weights. *Expected: nothing loaded, and the loss of an untrained network to the last digit.* The library's
-# `load_weights` (exercise 10.2) gives one error that names the names.
+# `load_weights` (exercise 10.2) gives one error, and the names in it.
 
 # %%
 wrapped = {f"module.{name}": w.cpu() for name, w in before.state_dict().items()}
@@ -799,11 +795,6 @@ told = silent.load_state_dict(wrapped, strict=False)
 quiet = error_at(silent.to(device), known, FEW).mean().item()
 print(f"{len(told.missing_keys)} of {len(wrapped)} tensors are missing; loss {quiet:.3f}")
 assert len(told.missing_keys) == len(wrapped) and quiet == first_losses["untrained"]
-md.training.checkpoint.write_tensors(Path(box.name) / "wrapped.safetensors", wrapped)
-try:
-    md.training.checkpoint.load_weights(fresh(), Path(box.name) / "wrapped.safetensors")
-except ValueError as error:
-    print("ValueError:", str(error).split("network: ")[1])
 
 # %% [markdown]
 # ## 11. And now in red
@@ -822,7 +813,6 @@ away = {name: red(x).item() / 16 for name, x in pair.items()}
 print("mean distance from red:", {name: round(value, 3) for name, value in away.items()})
 if LONG:
     assert away["towards red"] < 0.75 * away["as it draws"]  # CALIBRATE
-box.cleanup()
 md.plot.show_images(torch.cat([x[:8] for x in pair.values()]), row_labels=list(pair))
 
 # %% [markdown]

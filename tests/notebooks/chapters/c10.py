@@ -6,8 +6,8 @@ from torch import nn
 import minidiff as md
 
 OWN = {
-    "AtLevels", "PlainAverage", "error_at", "features", "freeze_all_but", "fresh", "further", "gradient", "in_turn", "learn",
-    "loss", "made", "orthogonalise", "pictures", "shares", "travelled", "with_batch_norm",
+    "PlainAverage", "error_at", "features", "freeze_all_but", "fresh", "further", "gradient", "in_turn", "learn",
+    "loss", "made", "orthogonalise", "pictures", "shares", "travelled",
 }  # fmt: skip
 
 
