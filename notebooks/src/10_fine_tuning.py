@@ -433,7 +433,7 @@ md.plot.show_images(
 
 # %%
 _, bolder = learn(fresh(), md.data.batches(new, BATCH, device, seed=SEED), STEPS, lr=3 * LR)
-print(f"from nothing at {LR:g} {from_nothing[STEPS][0]:.3f}, at {3 * LR:g} {bolder[STEPS][0]:.3f}; ours {going_on[STEPS][0]:.3f}")
+print(f"from nothing {from_nothing[STEPS][0]:.3f}, three times as fast {bolder[STEPS][0]:.3f}; ours {going_on[STEPS][0]:.3f}")
 if LONG:
     assert bolder[STEPS][0] < from_nothing[STEPS][0] and bolder[STEPS][0] < 4 / 3 * going_on[STEPS][0]  # CALIBRATE
 
@@ -576,13 +576,13 @@ assert_close(gradient(exact, parts), whole, rtol=1e-9, atol=1e-12)
 assert off["GroupNorm"] < 1e-12 and off["BatchNorm"] > 0.01
 
 # %% [markdown]
-# And the ways in which it is done wrong. Each of these runs, and each has been published.
+# And the ways in which it is done wrong. Each of these runs without a word.
 #
 # - **Not divided.** The gradient is $K$ times too long. *Expected: exactly 4, and exactly the right direction.*
 # - **Emptied in the inner loop.** Only the last part counts: the work of $K$ batches, the noise of one.
 # - **`loss.backward(loss)`.** One tutorial's training and fine-tuning loops have it. The argument is what the gradient is
-#   multiplied by, so this is the gradient of $\tfrac12 L^2$: every part counts by how wrong it already is. *Expected: shorter
-#   by about the factor of the loss, and no longer the same direction.*
+#   multiplied by, so this is the gradient of $\tfrac12 L^2$: every part counts by how wrong it already is. *Expected:
+#   shorter, by about the factor $L/K$, and no longer quite the right direction.*
 # - **Parts of unequal size.** The last part of an epoch has 1 image where the others have 5, and the mean of means counts it
 #   five times. *Expected: another direction.* (`md.data.batches` leaves incomplete batches out.)
 
