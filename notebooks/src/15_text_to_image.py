@@ -20,8 +20,9 @@
 # > before the lecture, and run the first training again while you talk about captions.
 # >
 # > Worth asking before the cell is run: *here are six pictures with sharp edges; is this model good?* (section 4) · *what can
-# > be read off a loss that is lower?* (section 5) · *how much does a lie cost somebody who does not listen?* (section 5) · *which
-# > of these sentences has to be read word by word?* (section 7). Let the room vote on the first before the prompts are shown.
+# > be read off a loss that is lower?* (section 5) · *how much does a lie cost somebody who does not listen?* (section 5) ·
+# > *which of these sentences has to be read word by word?* (section 7). Let the room vote on the first before the prompts
+# > are shown.
 
 # %%
 import time
@@ -112,9 +113,9 @@ for name, texts in captions.items():
 md.plot.show_images(md.data.from_pixels(pixels[:6]), titles=captions["plain"][:6], columns=3)
 
 # %% [markdown]
-# How much does a sentence say? Count the pictures of the training set of which it is true. **Expected:** a plain sentence is
-# true of one picture in 72, for 144 sentences come in pairs that mean the same. Of the sentences told by chance, half
-# mention a relation, and three in four leave a colour out: they are true of one picture in ten or so.
+# How much does a sentence say? Count the pictures of which it is true. **Expected:** a plain sentence is true of one picture
+# in fifty: 144 sentences come in pairs that mean the same, and on a diagonal two relations hold at once. Sentences told by
+# chance leave out a relation or a colour, if not both, and are true of one picture in nine.
 
 
 # %%
@@ -242,7 +243,7 @@ mean, std = (cache["mean"].float() - vae.shift) * vae.scale, cache["std"].float(
 latents = mean + std * torch.randn_like(mean)
 print(f"shift {vae.shift:.3f}, scale {vae.scale:.4f}: mean {latents.mean():.3f}, deviation {latents.std():.3f}")
 print(f"with Stable Diffusion's number the deviation would be {0.18215 / vae.scale:.2f}")
-print(f"encoding took {1000 * encoding:.1f} ms a picture, once; without the table, at each of {STEPS * BATCH / SCENES:.0f} visits")
+print(f"encoding took {1000 * encoding:.1f} ms a picture, once; without the table, {STEPS * BATCH / SCENES:.0f} times")
 assert abs(latents.mean()) < 0.01 and abs(latents.std() - 1) < 0.01
 
 # %% [markdown]
@@ -329,7 +330,7 @@ def pipeline(net):
 
 pipes = {"by chance": pipeline(naive)}
 wishes = ["a red circle left of a blue star", "a blue circle left of a red star", "a red circle right of a blue star",
-          "a yellow square above a red star", "a red square above a yellow star", "a yellow square below a red star"]  # fmt: skip
+          "a blue square above a red star", "a red square above a blue star", "a blue square below a red star"]  # fmt: skip
 drawn = pipes["by chance"](wishes, generator=torch.Generator().manual_seed(SEED))
 md.plot.show_images(drawn.cpu(), columns=6)
 
@@ -383,7 +384,8 @@ if LONG:
 # What has it understood? That can be asked without drawing anything. Take a real picture, noise it, and have the network guess
 # it, told the truth, or a lie:
 #
-# $$\mathrm{rise} = \frac{\lVert \hat x_0(x_t, \mathrm{lie}) - x_0 \rVert^2}{\lVert \hat x_0(x_t, \mathrm{truth}) - x_0 \rVert^2} - 1 .$$
+# $$\mathrm{rise} =
+# \frac{\lVert \hat x_0(x_t, \mathrm{lie}) - x_0 \rVert^2}{\lVert \hat x_0(x_t, \mathrm{truth}) - x_0 \rVert^2} - 1 .$$
 #
 # The lie is made of the scene itself: exchange the colours of its two objects, or their places, and say what would then be
 # true. Hardly a word is new, only who has it. Whoever hears a bag of words loses nothing by an exchange of colours. Whoever
@@ -447,10 +449,10 @@ if LONG:
 #
 # ## 6. Suspect one: words that all look alike
 #
-# CLIP draws its word vectors with deviation 0.02 and its positions with 0.01. Then come layers, each *adding* something to the
-# vectors, and the last norm brings the sum to unit size. At the start what the layers add is ten times as long as the
-# words themselves, and it is nearly the same for all of them. So all words of a sentence arrive looking alike. CLIP, with billions of
-# pictures to come, can afford to sort this out later. We have minutes. Draw them longer:
+# CLIP draws its word vectors with deviation 0.02 and its positions with 0.01. Then come layers, each *adding* something to
+# the vectors, and the last norm brings the sum to unit size. At the start what the layers add is ten times as long as the words
+# themselves, and it is nearly the same for all of them. So all words of a sentence arrive looking alike. CLIP, with
+# billions of pictures to come, can afford to sort this out later. We have minutes. Draw them longer:
 
 
 # %%
@@ -556,8 +558,8 @@ md.plot.show_curves({name: (np.arange(len(v)) + window, v) for name, v in smooth
                     ylabel=f"loss, mean of {window} steps", title="which of the two has understood?", yscale="log")  # fmt: skip
 
 # %% [markdown]
-# And the drawings: the same wishes, and the same noise. **Expected of the second model:** the shapes in nine of ten drawings, the
-# colours in eight, everything in seven.
+# And the drawings: the same wishes, and the same noise. **Expected of the second model:** the shapes in nine of ten
+# drawings, the colours in eight, everything in seven.
 
 # %%
 again = pipes["plain first"](wishes, generator=torch.Generator().manual_seed(SEED))
@@ -568,7 +570,7 @@ if LONG:
     assert scores["plain first"]["colours"] > 0.6 * MANY  # CALIBRATE
     assert scores["plain first"]["places"] > scores["by chance"]["places"] + 0.2 * MANY  # CALIBRATE
 rows = torch.cat([drawn.cpu(), again.cpu()])
-md.plot.show_images(rows, columns=6, row_labels=["by chance", "plain first"], column_labels=[w.replace(" a ", "\na ") for w in wishes])
+md.plot.show_images(rows, row_labels=["by chance", "plain first"], column_labels=[w.replace(" a ", "\na ") for w in wishes])
 
 # %% [markdown]
 # Now lie to both. **Expected:** the second pays more than it costs to say nothing at all, where the noise is thick enough to
@@ -594,22 +596,27 @@ md.plot.show_curves({f"{name}, {what}": (sigmas, np.array(rise)) for name, by in
 # backgrounds, up to four objects, sentences of the whole grammar. What its captions had to say was found in four trainings,
 # judged on GenEval's six tasks (Ghosh et al. 2023; the figures are those of `docs/results.md`, in per cent):
 #
-# | what was changed | one object | two objects | counting | colours | position | binding |
+# | model | one object | two objects | counting | colours | position | binding |
 # |---|---|---|---|---|---|---|
-# | captions by chance, large single objects first, short words; 295,000 pictures, an hour | 89 | 60 | 66 | 98 | **11** | **31** |
-# | every other caption says everything; two objects, plainly, first; long words; an hour | 94 | 62 | 72 | 93 | **81** | **81** |
-# | 85 minutes more, on new scenes | 99.5 | **78.5** | 89.5 | 99.5 | 95 | 94 |
-# | and 1200 steps in which two of five captions say as little as a prompt does, upper left first | 97.5 | **89.5** | 90 | 99 | 95.5 | 92 |
+# | A | 89 | 60 | 66 | 98 | **11** | **31** |
+# | B | 94 | 62 | 72 | 93 | **81** | **81** |
+# | C | 99.5 | **78.5** | 89.5 | 99.5 | 95 | 94 |
+# | D | 97.5 | **89.5** | 90 | 99 | 95.5 | 92 |
 #
-# Read it from the top. The first model was good at *one* thing and its colour; from 295,000 pictures it had learned neither
-# who is where nor whose colour is whose, and an exchange of colours in a sentence cost it 0.4 % at most. Nothing in the network
-# was changed for the second row. On plain sentences alone, a U-Net of 64 channels had got half of such prompts right after 45,000
-# pictures; and 300 steps after the wordings began to vary it had kept a quarter of that if every other caption said everything,
-# and 9 % if not. Told of exchanged colours, the second model errs by up to 209 % more.
+# - **A**: captions by chance, begun with one large object a picture, short words; 295,000 pictures, about an hour.
+# - **B**: every other caption says everything; begun with two objects, told plainly; long words; as many pictures.
+# - **C**: B and 85 minutes more, on new scenes.
+# - **D**: C and 1200 steps in which half of the captions say as little as a prompt does, and name the upper left first.
 #
-# The last row is about saying *little*. "A star and a square", nothing else: in the noise there are two blots, and nothing tells
-# which of them is to become the star. So the model made stars of both. Captions as brief as that, whose first object is always
-# the upper left one, give it a rule to go by. (Two rows differ in more than their last words, and of 200 prompts a share may
+# A was good at *one* thing and its colour; from 295,000 pictures it had learned neither
+# who is where nor whose colour is whose, and an exchange of colours in a sentence cost it 0.4 % at most. For B
+# nothing in the network was changed but the length of its words. On plain sentences alone, a U-Net of 64 channels had half
+# of such prompts right after 45,000 pictures; 300 steps after the wordings began to vary it had a quarter right if every other
+# caption said everything, and 9 % if not. Told of exchanged colours, B errs by up to 209 % more.
+#
+# D is about saying *little*. "A star and a square", nothing else: in the noise there are two blots, and nothing
+# tells which of them is to become the star. So the model made stars of both. Captions as brief as that, whose first object is always
+# the upper left one, give it a rule to go by. (Two models differ in more than one thing, and of 100 or 200 prompts a share may
 # be nine points off. Where the table says more than that, believe it.)
 
 # %% [markdown]
@@ -695,14 +702,14 @@ if LONG:
     assert max(lie.colours for lie in found) > 1  # CALIBRATE
 md.plot.show_curves({what: ([lie.sigma for lie in found], [getattr(lie, what) for lie in found])
                      for what in ("nothing", "colours", "places")},
-                    xlabel="sigma", ylabel="rise of the error", title="what lies cost the model that comes with minidiff")  # fmt: skip
+                    xlabel="sigma", ylabel="rise of the error", title="what lies cost the model of section 9")  # fmt: skip
 
 # %% [markdown]
 # ## 11. Two bugs you will meet
 #
 # **No text is not zeros.** In training, dropped captions became the sentence "", which the text encoder turns into vectors like
-# any other. A sampling loop written elsewhere fills the unconditional half of the batch with zeros. Shapes fit, pictures appear. But
-# the network never met zeros; what it answers to them is not the mean over all scenes, and guidance walks away from
+# any other. A sampling loop written elsewhere fills the unconditional half of the batch with zeros. Shapes fit, pictures
+# appear. But the network never met zeros; what it answers to them is not the mean over all scenes, and guidance walks away from
 # something without a meaning. **Expected:** a network that obeyed nine prompts in ten obeys fewer.
 
 # %%
