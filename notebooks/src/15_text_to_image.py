@@ -612,9 +612,9 @@ md.plot.show_curves({f"{name}, {what}": (sigmas, np.array(rise)) for name, by in
 #
 # A was good at *one* thing and its colour. From 295,000 pictures it had learned neither who is where nor whose colour is
 # whose, and a sentence with its colours exchanged cost it 0.4 % at most. For B nothing in the network was changed but the
-# length of its words; it errs by up to 209 % more when it is told such a lie. How much comes from beginning plainly? In a
-# trial, a U-Net of 64 channels had half of such prompts right after 45,000 pictures with plain sentences alone. Then the wordings
-# began to vary, and 300 steps later it had a quarter right if every other caption said everything, and 9 % if not.
+# length of its words; it errs by up to 209 % more when it is told such a lie. How much comes from beginning plainly?
+# In a trial, a U-Net of 64 channels had half of such prompts right after 45,000 pictures with plain sentences alone. Then the
+# wordings began to vary, and 300 steps later it had a quarter right if every other caption said everything, and 9 % if not.
 #
 # D is about saying *little*. "A star and a square", nothing else: in the noise there are two blots, and nothing tells which
 # of them is to become the star. So the model made stars of both. Captions as brief as that, whose first object is always the
