@@ -13,6 +13,10 @@ from nbclient.exceptions import CellExecutionError
 from torch.testing import assert_close
 
 import minidiff as md
+import minidiff.evaluation.alignment
+import minidiff.evaluation.lies
+import minidiff.training.autoencoder
+import minidiff.training.latent
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +66,8 @@ def definitions(notebook):
 
 
 ROOMS = (md, md.Schedule, md.diffusion, md.diffusion.schedule, md.diffusion.multistep, md.nets, md.training, md.data,
-         md.evaluation)  # fmt: skip  # where the library's version may be
+         md.evaluation, md.evaluation.alignment, md.evaluation.lies, md.training.autoencoder,
+         md.training.latent)  # fmt: skip  # where the library's version may be
 
 
 def compare(name, mine, inputs):
