@@ -11,8 +11,8 @@
 # You need guidance (chapter 09), CLIP (chapter 12) and a text-to-image model (chapters 15 and 16). Nothing is downloaded.
 
 # %% [markdown]
-# > **For the lecturer.** 90 minutes: 10 for the pictures, 15 for the oracle's exam, 20 for intervals, 20 for distances and their
-# > bias, 15 for the rest, 10 for the bugs. The cells take three minutes on two CPU cores.
+# > **For the lecturer.** 90 minutes: 10 for the pictures, 15 for the oracle's exam, 20 for intervals, 20 for distances and
+# > their bias, 15 for the rest, 10 for the bugs. The cells take three minutes on two CPU cores.
 # >
 # > Worth asking before the cell is run: *which of these two models is better?* (section 1) · *ten of ten are right: how many of
 # > the next hundred?* (section 3) · *two sets of real pictures: what is their distance?* (section 7) · *every picture is handed
@@ -106,7 +106,7 @@ md.plot.show_images(torch.cat(list(best.values())), titles=[p.text for p in six]
 for p in (0.1, 0.25, 0.5, 0.95):
     print(f"right {p:4.0%} of the time: the best of 16 is right {1 - (1 - p) ** 16:6.1%} of the time")
 for name, table in right.items():
-    print(f"{name:10} best of {TRIES}: {int(table.any(1).sum())} of {len(six)} right; of all pictures {table.float().mean():.0%}")
+    print(f"{name:10} best of {TRIES}: {int(table.any(1).sum())} of {len(six)} right; of all {table.float().mean():.0%}")
 assert abs(1 - (1 - 0.25) ** 16 - 0.99) < 0.001
 if LONG:
     assert all(table.any(1).sum() >= 5 for table in right.values())  # CALIBRATE
@@ -130,15 +130,15 @@ md.plot.show_images(torch.cat(first), titles=[p.text for p in six] * 2, columns=
 #
 # $$m = p\,s + (1-p)\,f \qquad\text{so}\qquad p = \frac{m-f}{s-f}$$
 #
-# (Rogan & Gladen 1978). The model's pictures also come out of an autoencoder, and may be blurred or grainy, so the exam is taken
-# on damaged scenes, too. **Expected:** no mistake on clean scenes; more than 95 % seen through the autoencoder; at a blur of
-# 1.8 pixels fewer than half; false alarms below 1 % everywhere.
+# (Rogan & Gladen 1978). The model's pictures also come out of an autoencoder, and may be blurred or grainy, so the exam is
+# taken on damaged scenes, too. **Expected:** no mistake on clean scenes; more than 95 % seen through the autoencoder; at a
+# blur of 1.8 pixels fewer than half; false alarms below 1 % everywhere.
 
 
 # %%
 def known_scenes(n, seed):
-    """n real scenes, (n, 3, SIZE, SIZE), what is on them, and their captions as prompts; in none does one thing hide another."""
-    source, kept = Captioned(2 * n, SIZE, UNSEEN + seed), []
+    """n real scenes (n, 3, SIZE, SIZE) in which nothing hides anything, what is on them, and their captions as prompts."""
+    source = Captioned(2 * n, SIZE, UNSEEN + seed)
     kept = [i for i in range(2 * n) if source.plan(i)[1].relation not in HIDING][:n]
     return torch.stack([source[i].image for i in kept]), *zip(*(source.plan(i) for i in kept), strict=True)
 
@@ -168,11 +168,10 @@ if LONG:
 md.plot.show_images(torch.cat([x[:2] for x in damaged.values()]), columns=2, row_labels=list(damaged))
 
 # %% [markdown]
-# So a "no" of the oracle means one of two things: another thing was drawn, or the right thing badly. It is strict by design. What
-# a model loses to the autoencoder alone is $1-s$ in the second line; a share of 95 % could not be told from perfection if $s$
-# were 95 %. And nobody should use this oracle on photographs: it was examined on these scenes, and knows nothing of others.
-# (`python -m minidiff.evaluation` has no command for it; `calibration.calibrate` is the long version, attribute by attribute,
-# with halves and rings that must be refused.)
+# So a "no" of the oracle means one of two things: another thing was drawn, or the right thing badly. It is strict by design.
+# What a model loses to the autoencoder alone is $1-s$ in the second line; a share of 95 % could not be told from perfection
+# if $s$ were 95 %. And nobody should use this oracle on photographs: it was examined on these scenes, and knows nothing of
+# others. (`calibration.calibrate` is the long version, attribute by attribute, with halves and rings that must be refused.)
 #
 # ## 3. Counting, and what chance does to it
 #
@@ -295,9 +294,9 @@ def held_out_gaps(rows):
 
 
 # %% [markdown]
-# First on numbers made up for the purpose, 90 of 100 against 78 of 100. **Expected:** the two intervals overlap, and yet that of
-# the difference lies above 0. Then on the model. **Expected:** with 40 prompts each, an interval at least 10 points wide: a loss of
-# five points can be neither shown nor excluded.
+# First on numbers made up for the purpose, 90 of 100 against 78 of 100. **Expected:** the two intervals overlap, and yet
+# that of the difference lies above 0. Then on the model. **Expected:** with 40 prompts each, an interval at least 10 points
+# wide: a loss of five points can be neither shown nor excluded.
 
 # %%
 a, b = Row("made up", False, 90, 100), Row("made up", False, 78, 100)
@@ -356,8 +355,8 @@ md.plot.show_curves({name: (SCALES, list(v)) for name, v in curves.items()}, xla
                     title="what guidance buys, and pays")  # fmt: skip
 
 # %% [markdown]
-# One number hides such a trade, whichever number it is. Report the curve. And choose the scale by other prompts than those it is
-# then reported on, or you will have chosen by luck (section 11).
+# One number hides such a trade, whichever number it is. Report the curve. And choose the scale by other prompts than those
+# it is then reported on, or you will have chosen by luck (section 11).
 #
 # ## 6. Two clouds, one number
 #
@@ -422,10 +421,10 @@ for f in (frechet_distance, kernel_distance):
 #
 # $$\mathbb E\,\mathrm{FD} \approx \frac1n\Big(2D + \frac{D(D+1)}{2}\Big).$$
 #
-# The kernel distance leaves out the pairs $i = j$ for just this reason. What remains are means over pairs of different, independent
-# samples, a *U-statistic*, and the mean of such means is the true value: here 0. Keep the diagonal, and it would be too
-# large by $\big(\mathbb E\,k(x,x) - \mathbb E\,k(x,x')\big)(1/n + 1/m)$. **Expected** for $D = 8$: the formula holds within 10 %
-# from 200 samples on, and the kernel distance is 0 within three standard errors at each $n$.
+# The kernel distance leaves out the pairs $i = j$ for just this reason. What remains are means over pairs of different,
+# independent samples, a *U-statistic*, and the mean of such means is the true value: here 0. Keep the diagonal, and it would
+# be too large by $\big(\mathbb E\,k(x,x) - \mathbb E\,k(x,x')\big)(1/n + 1/m)$. **Expected** for $D = 8$: the formula holds
+# within 10 % from 200 samples on, and the kernel distance is 0 within three standard errors at each $n$.
 
 # %%
 D, sizes, repeats = 8, (25, 50, 100, 200, 400), 60
@@ -504,11 +503,12 @@ with matplotlib.rc_context(md.plot.STYLE):
 figure.to(None)
 
 # %% [markdown]
-# So everything hangs on the features: what they do not turn into a mean or a variance, the distance does not see. What do those
-# of our CLIP turn into one? Real scenes, damaged in ways that we know, against other real scenes; beside them the share that the oracle
-# finds obeyed. **Expected:** of the two blind spots, *mirrored* costs little, since mirrored scenes are scenes, too; and *each
-# with its neighbour's caption* costs exactly nothing, while hardly one in ten is obeyed. Blur and noise, which the oracle forgives, are
-# far off. So is a set with only sixteen scenes in it, each of which is real and obeyed.
+# So everything hangs on the features: what they do not turn into a mean or a variance, the distance does not see. What do
+# those of our CLIP turn into one? Real scenes, damaged in ways that we know, against other real scenes; beside them the
+# share that the oracle finds obeyed. **Expected:** of the two blind spots, *mirrored* costs little, since mirrored scenes
+# are scenes, too; and *each with its neighbour's caption* costs exactly nothing, while hardly one in ten is obeyed. Blur and
+# noise, which the oracle forgives, are far off. So is a set with only sixteen scenes in it, each of which is real and
+# obeyed.
 
 # %%
 few = torch.arange(REAL) % 16
@@ -565,12 +565,12 @@ md.plot.show_images(torch.cat([x[:6] for x in against.values()]), columns=6, row
 # %% [markdown]
 # ## 9. Measured along a training: averaged weights or raw?
 #
-# Everyone samples from the moving average of the weights (chapter 05). Is it better, and by how much? Train a small network on
-# the eight heaps, with a learning rate that stays high, and measure both, on the way, from the same noise. We have just seen that
-# in the plane itself the distances are blind here. So the points first go through fixed waves,
-# $\varphi(x) = \big(\cos(w_i\cdot x), \sin(w_i\cdot x)\big)_i$ with random $w_i$, and moments of waves see everything.
-# **Expected:** now heaps and cloud are far apart; and the average is nearer to the data than the raw network at most of the
-# stops, and steadier.
+# Everyone samples from the moving average of the weights (chapter 05). Is it better, and by how much? Train a small network
+# on the eight heaps, with a learning rate that stays high, and measure both, on the way, from the same noise. We have just
+# seen that in the plane itself the distances are blind here. So the points first go through fixed waves, $\varphi(x) =
+# \big(\cos(w_i\cdot x), \sin(w_i\cdot x)\big)_i$ with random $w_i$, and moments of waves see everything. **Expected:** now
+# heaps and cloud are far apart; and the average is nearer to the data than the raw network at most of the stops, and
+# steadier.
 
 # %%
 directions = 2.5 * torch.randn(2, 32, generator=torch.Generator().manual_seed(SEED))
@@ -619,7 +619,8 @@ told_apart = kernel_distance(waves(cloud[:POINTS]), waves(held_back))
 wins = [walked["averaged"][s] < walked["raw"][s] for s in walked["raw"]]
 late = {name: [v for s, v in values.items() if s > TRAIN / 3] for name, values in walked.items()}
 print(f"floor {floor:+.4f}; one cloud in place of eight heaps {told_apart:.3f}")
-print({name: f"mean {np.mean(v):.4f}, spread {np.std(v):.4f}" for name, v in late.items()}, f"nearer {sum(wins)} of {len(wins)}")
+print({name: f"mean {np.mean(v):.4f}, spread {np.std(v):.4f}" for name, v in late.items()})
+print(f"the average is nearer at {sum(wins)} of {len(wins)} stops")
 assert told_apart > 0.05
 if LONG:
     assert sum(wins[4:]) >= 6 and np.mean(late["averaged"]) < 0.7 * np.mean(late["raw"])
@@ -627,8 +628,8 @@ md.plot.show_curves({name: (list(values), [max(v, 1e-5) for v in values.values()
                     xlabel="step", ylabel="KD in waves", title="raw and averaged weights", yscale="log")  # fmt: skip
 
 # %% [markdown]
-# Look how the raw curve jumps. A paper that reports the best checkpoint of the raw network has chosen one of its lucky steps. The
-# average has hardly any to choose from.
+# Look how the raw curve jumps. A paper that reports the best checkpoint of the raw network has chosen one of its lucky
+# steps. The average has hardly any to choose from.
 #
 # ## 10. Lies: a measure without a drawing
 #
@@ -637,8 +638,8 @@ md.plot.show_curves({name: (list(values), [max(v, 1e-5) for v in values.values()
 #
 # $$\text{rise} = \frac{|\hat x_0(x_t, \text{lie}) - x_0|^2}{|\hat x_0(x_t, \text{truth}) - x_0|^2} - 1.$$
 #
-# One lie exchanges the two colours, one the two places, and for comparison nothing at all is said. All lies are made of the same
-# words. Whoever knows the words but not which belongs to which loses nothing by them. Whoever believes the sentence is
+# One lie exchanges the two colours, one the two places, and for comparison nothing at all is said. All lies are made of the
+# same words. Whoever knows the words but not which belongs to which loses nothing by them. Whoever believes the sentence is
 # misled, and that can cost more than silence. **Expected:** at medium noise a lie about colours costs more than silence, and
 # more than 100 %.
 
@@ -653,15 +654,15 @@ md.plot.show_curves({name: ([lie.sigma for lie in told], [getattr(lie, name) for
                     xlabel="noise, sigma", ylabel="rise of the error", title="what a lie costs")  # fmt: skip
 
 # %% [markdown]
-# The error is a mean over thousands of numbers, the same scenes and noises serve truth and lie, and so 64 scenes are enough for a
-# curve. It is no proof of good pictures, though: it asks one step at a time.
+# The error is a mean over thousands of numbers, the same scenes and noises serve truth and lie, and so 64 scenes are enough
+# for a curve. It is no proof of good pictures, though: it asks one step at a time.
 #
 # ## 11. Find the bug: five honest-looking mistakes
 #
 # Each of these prints a number that looks right.
 #
-# **Too few samples.** Model A is right 90 % of the time, B 80 %. Each draws 20 pictures. **Expected:** in one comparison of four,
-# B comes out at least as good; with 200 pictures in one of 360.
+# **Too few samples.** Model A is right 90 % of the time, B 80 %. Each draws 20 pictures. **Expected:** in one comparison of
+# four, B comes out at least as good; with 200 pictures in one of 360.
 
 
 # %%
@@ -676,11 +677,11 @@ print({n: f"{upset(n, 0.9, 0.8):.1%}" for n in (10, 20, 50, 100, 200)})
 assert abs(upset(20, 0.9, 0.8) - 0.25) < 0.005 and abs(upset(200, 0.9, 0.8) - 1 / 360) < 1e-4
 
 # %% [markdown]
-# **The best of ten seeds.** One model, right 90 % of the time, measured ten times on 60 prompts, and the best run is reported ("seed
-# 42"). The chance that all ten stay at $k$ or below is the tenth power of the chance for one. **Expected:** 95.5 % on average,
-# five and a half points for nothing. The same happens, unnoticed, when a checkpoint, a scale or a sampler is chosen by the
-# very prompts that it is then reported on. (One of the tutorials we learned from states seed 42 and sets 32. Whatever it
-# reports, nobody can repeat.)
+# **The best of ten seeds.** One model, right 90 % of the time, measured ten times on 60 prompts, and the best run is
+# reported ("seed 42"). The chance that all ten stay at $k$ or below is the tenth power of the chance for one. **Expected:**
+# 95.5 % on average, five and a half points for nothing. The same happens, unnoticed, when a checkpoint, a scale or a sampler
+# is chosen by the very prompts that it is then reported on. (One of the tutorials we learned from states seed 42 and sets
+# 32. Whatever it reports, nobody can repeat.)
 
 # %%
 chances = np.array([comb(60, k) * 0.9**k * 0.1 ** (60 - k) for k in range(61)])
@@ -690,8 +691,8 @@ print(f"the best of ten: {lucky:.1%} on average")
 assert abs(lucky - 0.955) < 0.001
 
 # %% [markdown]
-# **Different numbers of pictures.** Blurred pictures, all that we have, against sharp ones, of which there are fewer. Each distance is
-# computed correctly. **Expected:** the blurred ones win; at equal $n$ they lose.
+# **Different numbers of pictures.** Blurred pictures, all that we have, against sharp ones, of which there are fewer. Each
+# distance is computed correctly. **Expected:** the blurred ones win; at equal $n$ they lose.
 
 # %%
 soft, few = seen(calibration.blur(A, 0.6)), min(64, REAL // 2)
@@ -703,9 +704,9 @@ if LONG:
     assert unequal["blurred"] < unequal["sharp"] < equal["blurred"]  # CALIBRATE
 
 # %% [markdown]
-# **Another preprocessing.** The real pictures went through a resize, there and back, because they lay on the disk in another size.
-# The eye sees hardly anything. (It happens to FIDs in papers; Parmar et al. 2022 found differences larger than those between
-# models.) **Expected:** the resize alone is farther than the floor by more than the autoencoder is.
+# **Another preprocessing.** The real pictures went through a resize, there and back, because they lay on the disk in another
+# size. The eye sees hardly anything. (It happens to FIDs in papers; Parmar et al. 2022 found differences larger than those
+# between models.) **Expected:** the resize alone is farther than the floor by more than the autoencoder is.
 
 # %%
 resized = seen(calibration.half_size(R[:n]))
@@ -715,10 +716,10 @@ if LONG:
     assert moved > far["through the autoencoder"][0]  # CALIBRATE
 
 # %% [markdown]
-# **The test set in the training set.** A "model" that hands out its training pictures has learned nothing. If the reference is
-# that very set, it is perfect, and beats new real pictures. Measured against pictures that it never saw, it scores the floor: no
-# distance between sets tells a copy from a draw, and only a search for the nearest training picture does (chapter 05).
-# **Expected:** 0 against what it copies, and against fresh scenes within a third of what other fresh scenes score.
+# **The test set in the training set.** A "model" that hands out its training pictures has learned nothing. If the reference
+# is that very set, it is perfect, and beats new real pictures. Measured against pictures that it never saw, it scores the
+# floor: no distance between sets tells a copy from a draw, and only a search for the nearest training picture does (chapter
+# 05). **Expected:** 0 against what it copies, and against fresh scenes within a third of what other fresh scenes score.
 
 # %%
 S, _ = real_set(REAL, SEED + 4)
@@ -745,8 +746,8 @@ assert abs(copies["fresh scenes"] / curve[-1].fd - 1) < 1 / 3
 # | halves, rings and blobs that the oracle must refuse | `calibration.calibrate` |
 # | the edit of a picture: did only that change which should? | `evaluation/editing.py`; chapter 18 |
 #
-# What you wrote is in `minidiff/evaluation/alignment.py` and `metrics.py`; `python -m minidiff eval shapes` measures all of this
-# with more pictures. [Exercises](exercises/21_measuring_honestly.ipynb): the core of it, from memory.
+# What you wrote is in `minidiff/evaluation/alignment.py` and `metrics.py`; `python -m minidiff eval shapes` measures all of
+# this with more pictures. [Exercises](exercises/21_measuring_honestly.ipynb): the core of it, from memory.
 
 # %%
 print(f"torch {torch.__version__}, minidiff {md.__version__}, {device}")
