@@ -226,7 +226,7 @@ def by_hand(h, parts):
 distances_task = Task(
     "21.4", "a distance, and of how many", distances,
     cases=(
-        Case("64 pairs of -1 and 1, and the same moved by 2, by hand", (STRIPES, STRIPES + 2), [by_hand(32, 2), by_hand(64, 1)]),
+        Case("64 pairs of -1 and 1, and these moved by 2, by hand", (STRIPES, STRIPES + 2), [by_hand(32, 2), by_hand(64, 1)]),
         Case("two clouds of 300", (ONE, TWO)),
         Case("300 and 200", (ONE, TWO[:200])),
         Case("fewer than the least", (ONE[:40], TWO[:40])),
