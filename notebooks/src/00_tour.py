@@ -27,8 +27,7 @@ from minidiff.course import check, hint
 from minidiff.evaluation import alignment
 
 # %% [markdown]
-# The knobs: every chapter has one such cell, and its constants are there to be changed. (The comment at a line's end is for
-# a quick mode, in which tests run all chapters.)
+# The knobs: every chapter has one such cell. (What follows "quick" is for tests, which run all chapters.)
 
 # %% tags=["knobs"]
 SEED = 0
@@ -71,12 +70,10 @@ def ask(scale):
 
 pictures, right = ask(scale=3)
 print(f"{sum(right)} of {len(right)} obeyed")
-some = range(0, len(questions), EACH)
-for i in some:
-    print(f"{'✓' if right[i] else '✗'} {questions[i].text}")
 if LONG:
     assert sum(right) >= 0.85 * len(right)  # CALIBRATE
-md.plot.show_images(pictures[some], columns=8)
+one_of_each = slice(None, None, EACH)
+md.plot.show_images(pictures[one_of_each], titles=[q.text for q in questions[one_of_each]], columns=4)
 
 # %% [markdown]
 # How does it do that? The whole library is one formula and four words. The formula mixes a picture $x_0$ with noise $\epsilon$:
@@ -100,9 +97,9 @@ md.plot.show_images(torch.cat(noisy), titles=[f"t = {t}" for t in ts])
 # ## 3. The second word: denoiser
 #
 # A **denoiser** looks at $x_t$ and says what it believes: the picture $x_0$ and the noise $\epsilon$ that it was made of. It is
-# all that a network learns. (This one does not look at pixels but at a compressed picture, a *latent*. `encode` makes it,
-# `decode` shows it; chapter 13.) **Expected:** the two beliefs always add up to $x_t$. And with less noise it sees more: from
-# $t = 1000$ to $t = 250$ the error of $x_0$ falls by a factor of ten or more.
+# all that a network learns. (This one does not look at pixels but at a compressed picture, a *latent*: `encode` makes it,
+# `decode` shows it, chapter 13.) In pure noise it has only the sentence, and answers with the mean of all that it may become.
+# **Expected:** the two beliefs always add up to $x_t$, and from $t = 1000$ to 250 the error of $x_0$ falls tenfold or more.
 
 # %%
 for net in (pipe.unet, pipe.vae, pipe.text_encoder):
@@ -116,19 +113,18 @@ beliefs = [denoise(xt, schedule.at(t)) for xt, t in zip(noisy, ts, strict=True)]
 for xt, belief, t in zip(noisy, beliefs, ts, strict=True):
     assert_close(schedule.at(t).alpha * belief.x0 + schedule.at(t).sigma * belief.eps, xt, atol=1e-4, rtol=1e-4)
 errors = [(belief.x0 - z).square().mean().item() for belief in beliefs]
-print({t: f"{error:.3f}" for t, error in zip(ts, errors, strict=True)})
+print({t: round(error, 3) for t, error in zip(ts, errors, strict=True)})
 if LONG:
     assert errors[0] > 10 * errors[-1]  # CALIBRATE
 rows = torch.cat([*noisy, *(belief.x0 for belief in beliefs)])
 md.plot.show_images(pipe.decode(rows), row_labels=["$x_t$", "believed"], column_labels=[f"t = {t}" for t in ts])
 
 # %% [markdown]
-# In pure noise it has the sentence and nothing else, and answers with the mean of all pictures it might become: a blur.
-#
 # ## 4. The third word: step
 #
 # A **step** takes $x_t$ from one level to another: keep the two beliefs, mix them anew. **Expected:** `ddim_step` is that one
-# line, to the last digits; to `CLEAN`, the level without noise, it jumps to the belief itself.
+# line, to the last digits. To `CLEAN`, the level without noise, it jumps to the belief, a blur: small steps ask again on the
+# way, with better sight each time.
 
 # %%
 here, xt, belief = schedule.at(900), noisy[2], beliefs[2]
@@ -139,8 +135,6 @@ for x, there in zip(reached, theres, strict=True):
 md.plot.show_images(pipe.decode(torch.cat([xt, *reached])), titles=["t = 900", "to 600", "to 300", "to CLEAN, at once"])
 
 # %% [markdown]
-# One giant step lands in the blur. Small ones ask again on the way, with better sight each time.
-#
 # ## 5. The fourth word: sampler
 #
 # A **sampler** walks down a list of levels. With the four words it is a loop of one line. **Expected:** the same picture as the
@@ -157,13 +151,12 @@ assert_close(x, states[-1].x)
 md.plot.show_trajectory([state._replace(x=pipe.decode(state.x), x0=pipe.decode(state.x0)) for state in states], title=sentence)
 
 # %% [markdown]
-# That is the whole of diffusion. What follows are compositions of the four words.
-#
 # ## 6. Guidance: more than it believes
 #
-# Ask the network twice, with the sentence and without, and overshoot: `without + scale * (with - without)`. It is still a
-# denoiser, and the sampler never learns of it (chapter 09). Below, four noises at four scales: 0 is deaf, 1 is plain.
-# **Expected:** of the questions of section 1, fewer obeyed at scale 1 than at 3.
+# That is the whole of diffusion; what follows are compositions of the four words. Ask the network twice, with the sentence and
+# without, and overshoot: `without + scale * (with - without)`. It is still a denoiser, and the sampler never learns of it
+# (chapter 09). Below, four noises at four scales: 0 is deaf, 1 is plain. **Expected:** of the questions of section 1, fewer
+# obeyed at scale 1 than at 3.
 
 # %%
 scales = (0, 1, 3, 10)
@@ -350,19 +343,16 @@ def first_try(x0, eps, level):
 
 
 # %%
+hint("01.1")
 assert "the image keeps its full size" in check("01.1", first_try).says
 check("01.1", first_try)
-
-# %%
-hint("01.1")
 
 # %% [markdown]
 # The solution is always the library itself: `minidiff/diffusion/forward.py` for this one. Three small
 # [exercises](exercises/00_tour.ipynb) warm you up, and `python -m minidiff course verify` proves the checks.
 #
-# What this page left out is everything else: why the formula holds (DDPM eq. 4, chapter 01), why the best denoiser is a mean
-# (chapter 02), why a step may be as long as one likes (DDIM eq. 12, chapter 06), where the sentence enters (Rombach et al. 2022,
-# section 3.3, chapter 14).
+# What this page left out is nearly everything: why the formula holds (DDPM eq. 4, chapter 01), why the best denoiser is a
+# mean (chapter 02), why a step may have any length (DDIM eq. 12, chapter 06), where the sentence enters (chapter 14).
 
 # %%
 print(f"torch {torch.__version__}, minidiff {md.__version__}, cpu")
