@@ -63,10 +63,10 @@ STEPS = 600  # optimizer steps of CLIP's own training  # quick: 2
 MORE = 400  # further steps, once with hard negatives and once without  # quick: 2
 MANY = 500  # pictures to a question of the exam  # quick: 24
 LED = 24  # pictures that CLIP leads, each to a sentence of its own  # quick: 2
-WALK = 15  # steps of a led walk  # quick: 2
+WALK = 15  # steps of a led walk  # quick: 3
 CUTS = 4  # of a picture, at each step  # quick: 1
-PUSH, HELD = 100, 300  # how hard CLIP pushes, through the network and past it
-PUSHES = (10, 30, 100, 300)  # how hard, in section 15  # quick: (100, 300)
+PUSH = 300  # how hard CLIP pushes
+PUSHES = (30, 100, 300, 3000)  # and in section 15  # quick: (300, 3000)
 ASCENT = 40  # steps towards a picture that pleases CLIP  # quick: 2
 LONG = True  # hold the trained networks to the numbers in the text  # quick: False
 
@@ -936,22 +936,23 @@ md.plot.show_images(torch.cat(list(pictures.values())).cpu(), row_labels=list(pi
 # ## 14. Leading a walk
 #
 # At every step of a walk the denoiser says what it believes, $\hat x_0$. We can look at that, through the VAE's decoder, and
-# push it down the slope of $\mathcal L$ (Dhariwal & Nichol 2021, algorithm 2; chapter 11 derives it):
+# push it down the slope of $\mathcal L$. The noise is pushed the other way, so that the two still add up to $x_t$ (Dhariwal &
+# Nichol 2021, algorithm 2; chapter 11 derives it):
 #
-# $$\hat x_0' = \hat x_0 - s\,\frac{\sigma^2}{\alpha}\, g, \qquad \hat\epsilon' = \hat\epsilon + s\,\sigma\, g,
-# \qquad g = \frac{\partial}{\partial x_t}\, \mathcal L\big(\mathrm{decode}(\hat x_0(x_t))\big).$$
+# $$\hat x_0' = \hat x_0 - s\,\frac{\sigma^2}{\alpha^2 + \sigma^2}\, \nabla_{\!\hat x_0} \mathcal L\big(\mathrm{decode}(\hat
+# x_0)\big).$$
 #
-# The sampler does not learn of it. There are two ways to $g$. `through_net=True` differentiates through the network too: the
-# push is then asked, at each step, *how drawings can change*, and becomes nothing where nothing is left open. It counts in
-# nats:
-# $e^{-s\mathcal L}$ is how likely a picture is to be taken. `through_net=False` holds the network fixed, as if any latent could
-# move by itself. It costs less, and it wants other scales. (In pure noise, at $\alpha = 0$, there is no way through the
-# network:
-# `md.between` leaves that one level to the deaf one.)
+# The next step asks the network again, and so whatever CLIP has pushed is drawn over by someone who knows drawings. The factor
+# fades with the noise: at the end of the walk there is no push left, and the last word is the network's.
+#
+# That is `through_net=False`: every latent is pushed as if it could move by itself. With `through_net=True` the gradient is
+# taken in $x_t$, through the network too, $\hat x_0' = \hat x_0 - s\,\frac{\sigma^2}{\alpha} \nabla_{\!x_t} \mathcal L$.
+# Then it is the network that says how a drawing can change, at more cost. (In pure noise, at $\alpha = 0$, there is no way
+# through it, so `md.between` leaves the first level to the deaf one.)
 
 
 # %%
-def lead(scale, n_cuts=CUTS, through_net=True, seen_as=lambda x: x):
+def lead(scale, n_cuts=CUTS, through_net=False, seen_as=lambda x: x):
     """The pictures at the end of the led walk, and the agreement in colour and in shape."""
     loss = md.clip_loss(eyes, wanted, n_cuts, generator=seeded())
     led = md.guided(deaf, lambda z: loss(seen_as(shown(z))), scale, through_net)
@@ -961,26 +962,26 @@ def lead(scale, n_cuts=CUTS, through_net=True, seen_as=lambda x: x):
 
 
 # %% [markdown]
-# **Expected:** with the network held fixed, and the picture whole, CLIP is pleased and the oracle is not: hardly more than
-# chance. Through the network, over cuts, at least 60 % agree in colour.
+# **Expected:** over cuts, at least 60 % agree in colour, where chance was one in seven at most. Shown whole pictures, CLIP is
+# more pleased in the end, and the oracle is not. Through the network it works too, and less strongly at this scale.
 
 # %%
-ways = {"whole, net fixed": (HELD, 0, False), "cuts, net fixed": (HELD, CUTS, False), "whole, through the net": (PUSH, 0, True),
-        "cuts, through the net": (PUSH, CUTS, True)}  # fmt: skip
+ways = {"whole": (PUSH, 0, False), "cuts": (PUSH, CUTS, False), "cuts, through the net": (PUSH, CUTS, True)}
 led = {"not led": (left_alone, agreement(found, asked_for))} | {name: lead(*options) for name, options in ways.items()}
-for name, (x, (colour, shape)) in led.items():
-    pleased = md.clip_loss(eyes, wanted, 0)(x.to(device)).item() / LED
-    print(f"{name:23} CLIP's loss {pleased:.3f}; agree in colour {colour:4.0%}, in shape {shape:4.0%}")
-best = led["cuts, through the net"]
+pleased = {name: md.clip_loss(eyes, wanted, 0)(x.to(device)).item() / LED for name, (x, _) in led.items()}
+for name, (_, (colour, shape)) in led.items():
+    print(f"{name:22} CLIP's loss {pleased[name]:.3f}; agree in colour {colour:4.0%}, in shape {shape:4.0%}")
+best = led["cuts"]
 if LONG:
-    assert best[1][0] >= 0.6 and led["whole, net fixed"][1][0] < best[1][0] - 0.2  # CALIBRATE
+    assert best[1][0] >= 0.6 and pleased["whole"] < pleased["cuts"] < pleased["not led"] / 2  # CALIBRATE
+    assert led["whole"][1][0] <= best[1][0] + 0.1 and led["cuts, through the net"][1][0] > 2 * chance[0]  # CALIBRATE
 md.plot.show_images(torch.cat([x[:8] for x, _ in led.values()]), row_labels=list(led), columns=min(8, LED),
                     column_labels=[sentences[i].removeprefix("a ") for i in some[:8]])  # fmt: skip
 
 # %% [markdown]
-# Colour is what this CLIP is sure of, and shape what it has hardly learned (sections 7 and 9): **what a guide does not see, it
-# cannot lead to.** Compare with the model's own ear: told the same sentences, at guidance 3, it obeys nearly always. A guide
-# from outside is for what a model was *not* trained to hear.
+# Shape comes off worse than colour: **what a guide sees badly, it leads to badly**, and over cuts of half a side it sees few
+# shapes whole. Compare with the model's own ear: told the same sentences, at guidance 3, it obeys nearly always (chapter 15). A
+# guide from outside is for what a model was *not* trained to hear.
 #
 # ## 15. How hard to push
 #
@@ -989,11 +990,12 @@ md.plot.show_images(torch.cat([x[:8] for x, _ in led.values()]), row_labels=list
 
 # %%
 sweep = {scale: best if scale == PUSH else lead(scale) for scale in PUSHES}
+empty = {}
 for scale, (x, (colour, shape)) in sweep.items():
-    empty = np.mean([not objects for objects in md.data.read_shapes(x)])
-    print(f"scale {scale:5}: agree in colour {colour:4.0%}, in shape {shape:4.0%}; nothing to be found in {empty:4.0%}")
+    empty[scale] = np.mean([not objects for objects in md.data.read_shapes(x)])
+    print(f"scale {scale:5}: agree in colour {colour:4.0%}, in shape {shape:4.0%}; nothing to be found in {empty[scale]:4.0%}")
 if LONG:
-    assert sweep[PUSHES[0]][1][0] < best[1][0] == max(colour for _, (colour, _) in sweep.values())  # CALIBRATE
+    assert sweep[PUSHES[0]][1][0] < best[1][0] - 0.2 and empty[PUSHES[-1]] > empty[PUSH]  # CALIBRATE
 places = np.log10(list(sweep))
 curves = {name: (places, [100 * share[i] for _, share in sweep.values()]) for i, name in enumerate(("colour", "shape"))}
 curves["colour, by chance"] = places, [100 * chance[0]] * len(sweep)
@@ -1003,8 +1005,8 @@ md.plot.show_curves(curves, xlabel=r"$\log_{10}$ scale", ylabel="% that agree", 
 # ## 16. Find the bug: the pixels once more
 #
 # Section 10 measured what wrong pixels do to a CLIP that only looks. Now it leads. Three guides below differ in one line, in
-# what is given to the CLIP's first layer, which wants $(\frac{x + 1}{2} - \mathrm{mean}) / \mathrm{std}$. In the tutorials of
-# this field all three are to be found. Which is which?
+# what is given to the CLIP's first layer, which wants $(\frac{x + 1}{2} - \mathrm{mean}) / \mathrm{std}$. One of them stands in
+# a course from which many have learned this. What is wrong with each?
 #
 # - A gives it $(x - \mathrm{mean}) / \mathrm{std}$: pictures in [−1, 1], where the statistics are of [0, 1].
 # - B gives it $\frac{x + 1}{2}$: in [0, 1], and the statistics forgotten.
@@ -1035,7 +1037,7 @@ md.plot.show_images(torch.cat([x[:8] for x, _ in damage.values()]), row_labels=l
 # ```python
 # eyes = md.load_open_clip("ViT-B-32-quickgelu", "openai")        # downloads 350 MB; see open_clip.list_pretrained()
 # loss = md.clip_loss(eyes, eyes.encode_text("a watercolour of a fox")[0])
-# denoise = md.guided(pipe.denoiser([""], guidance_scale=1), lambda z: loss(shown(z)), scale=100, through_net=True)
+# denoise = md.guided(pipe.denoiser([""], guidance_scale=1), lambda z: loss(shown(z)), scale=300)
 # ```
 #
 # That the plumbing holds can be tried without a download: the same class from a small config, its weights random. **Expected:**
