@@ -144,7 +144,7 @@ def test_outputs_are_complete_and_say_nothing_of_the_machine(source):
 ], ids=["a square too many", "a parameter renamed", "arguments ignored", "another default", "nothing done"])  # fmt: skip
 def test_a_wrong_definition_is_noticed(name, wrong):
     with pytest.raises(AssertionError):
-        compare(name, wrong, chapter(SOURCES[0]).INPUTS[name])
+        compare(name, wrong, chapter(*build.sources(["01"])).INPUTS[name])
 
 
 def test_a_changed_source_is_noticed(tmp_path):
