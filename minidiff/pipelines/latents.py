@@ -20,7 +20,7 @@ def to_latents(vae: VAE, image: Tensor, generator: torch.Generator | None = None
 
     tile: latents on a side of the pieces that are encoded one after the other. ValueError for values outside [-1, 1].
     """
-    if image.numel() and image.abs().max() > 1.05:
+    if image.numel() and not image.abs().max() <= 1.05:  # so that NaN is refused, too
         raise ValueError(f"the image holds {image.min():g} to {image.max():g}, and pixels are floats in [-1, 1] here: "
                          "x / 127.5 - 1 takes them there from 0 ... 255")
     moments = vae.moments

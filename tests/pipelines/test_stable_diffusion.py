@@ -326,6 +326,7 @@ def test_what_is_wrong_is_said_before_the_first_step(pipe, image, monkeypatch):
         "strength = 1.3: take": lambda: pipe.inpaint("a", image, half, strength=1.3),
         "15x16 pixels": lambda: pipe.inpaint("a", image[:, :, 1:], half[:, :, 1:]),
         r"pixels are floats in \[-1, 1\]": lambda: pipe.img2img("a", 255 * image),
+        "the image holds nan": lambda: pipe.img2img("a", image * torch.nan),
         "start = 50 of 50 steps": lambda: pipe.edit(image, "a", "b", start=50),
     }.items():
         with pytest.raises(ValueError, match=told):
