@@ -391,9 +391,9 @@ with torch.no_grad():
 # %% [markdown]
 # Then the curve that every tutorial on guidance prints: the loss of the model's belief, step by step. A well-known one
 # guides a model of paintings to $(0.9, 0.9, 0.9)$ in 40 steps, and prints at steps 0, 10, 20, 30 (its scale of 40
-# taken out) 0.747, 0.095, 0.087, 0.089: a fall by eight, a floor, and a slight rise at the end. **Expected of ours: from
-# about 0.9 down by a factor of 8 or more within the 40 steps; and without guidance no fall at all.** The first number is
-# that of pure noise, where the model believes in the mean of all pictures.
+# taken out) 0.747, 0.095, 0.087, 0.089: a fall by eight, a floor, and a slight rise at the end. **Expected of ours: down
+# by a factor of 8 or more within the 40 steps; and without guidance no such fall.** The first number is that of pure
+# noise, where the model believes in the mean of all latents, and what a mean of latents shows is nothing in particular.
 
 # %%
 for name, row in curves.items():
@@ -403,7 +403,7 @@ print(f"guided, the loss falls by a factor of {fall:.1f}; without, by {curves[be
 assert fall > 2
 if LONG:
     assert fall > 8  # CALIBRATE
-    assert 0.7 < curves[before][0] / curves[before][-1] < 1.5  # CALIBRATE
+    assert 0.5 < curves[before][0] / curves[before][-1] < 2  # CALIBRATE
 published = {"a tutorial's": ([0, 10, 20, 30], [29.8857 / 40, 3.8002 / 40, 3.4819 / 40, 3.5615 / 40])}
 md.plot.show_curves({name: (range(STEPS), row) for name, row in curves.items()} | published, xlabel="step",
                     ylabel="loss of the model's belief", title="a wish on the way")  # fmt: skip
