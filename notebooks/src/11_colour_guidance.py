@@ -44,8 +44,8 @@ WISHES = (0, 1, 3, 10, 30, 100)  # scales of the exact experiment, in nats  # qu
 PICTURES = 16  # drawn by the model, for each row or point  # quick: 2
 STEPS = 40  # of DDIM where the loss is watched  # quick: 8
 SHORT = 20  # of DDIM where many pictures are drawn  # quick: 4
-SCALES = (0, 100, 300, 600, 1000, 1500, 4000)  # for the model  # quick: (0, 300)
-SCALE = 1500  # the one that is used for lightness, past the network
+SCALES = (0, 100, 300, 1000, 2000, 3000, 10000)  # for the model  # quick: (0, 300)
+SCALE = 3000  # the one that is used for lightness, past the network
 PALETTE = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")  # asked of the model  # quick: ("red",)
 CALLED = 20  # scale of the loss by palette
 LONG = True  # hold the numbers that need many pictures  # quick: False
@@ -420,7 +420,7 @@ md.plot.show_images(torch.cat([free[:8], white[:8]]).cpu(), rows=2, row_labels=[
 #
 # Turn the knob from nothing to far too much and count two things: the loss, and the share of drawings in which the oracle,
 # `md.data.read_shapes`, finds any object at all. It reads geometry and refuses what is no picture of ours. **Expected: at
-# 100 the loss has lost less than a fifth, at 4000 more than nine tenths; and the share of drawings with something to be read
+# 100 the loss has lost less than a fifth, at 10000 more than nine tenths; and the share of drawings with something to be read
 # holds at first and ends at next to nothing, on blank paper.**
 
 # %%
@@ -452,7 +452,7 @@ md.plot.show_curves({"loss": (steps, swept), "share with something to be read": 
 # price is a backward pass through the U-Net, and its memory. On a flow there is one catch: the walk begins at $\alpha = 0$,
 # where $x_t$ says nothing of $x_0$ and no slope goes through. `md.between` leaves that level to the plain denoiser.
 # **Expected: three times the time of a plain walk or more, but little more than the cheap way, for the decoder costs more
-# than so small a U-Net; and a scale of 20, not of 1500, for a loss of less than half.**
+# than so small a U-Net; and a scale of 20, not of 3000, for a loss of less than half.**
 
 # %%
 strong = md.guided(anything, light, 20, through_net=True)
