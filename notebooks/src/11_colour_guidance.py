@@ -44,8 +44,8 @@ WISHES = (0, 1, 3, 10, 30, 100)  # scales of the exact experiment, in nats  # qu
 PICTURES = 16  # drawn by the model, for each row or point  # quick: 2
 STEPS = 40  # of DDIM where the loss is watched  # quick: 8
 SHORT = 20  # of DDIM where many pictures are drawn  # quick: 4
-SCALES = (0, 100, 300, 600, 1000, 1500, 4000)  # for the model  # quick: (0, 300)
-SCALE = 1500  # the one that is used for lightness, past the network
+SCALES = (0, 100, 300, 1000, 2000, 3000, 10000)  # for the model  # quick: (0, 300)
+SCALE = 3000  # the one that is used for lightness, past the network
 PALETTE = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")  # asked of the model  # quick: ("red",)
 CALLED = 20  # scale of the loss by palette
 LONG = True  # hold the numbers that need many pictures  # quick: False
@@ -391,9 +391,9 @@ with torch.no_grad():
 # %% [markdown]
 # Then the curve that every tutorial on guidance prints: the loss of the model's belief, step by step. A well-known one
 # guides a model of paintings to $(0.9, 0.9, 0.9)$ in 40 steps, and prints at steps 0, 10, 20, 30 (its scale of 40
-# taken out) 0.747, 0.095, 0.087, 0.089: a fall by eight, a floor, and a slight rise at the end. **Expected of ours: from
-# about 0.9 down by a factor of 8 or more within the 40 steps; and without guidance no fall at all.** The first number is
-# that of pure noise, where the model believes in the mean of all pictures.
+# taken out) 0.747, 0.095, 0.087, 0.089: a fall by eight, a floor, and a slight rise at the end. **Expected of ours: down
+# by a factor of 8 or more within the 40 steps; and without guidance no such fall.** The first number is that of pure
+# noise, where the model believes in the mean of all latents, and what a mean of latents shows is nothing in particular.
 
 # %%
 for name, row in curves.items():
@@ -403,7 +403,7 @@ print(f"guided, the loss falls by a factor of {fall:.1f}; without, by {curves[be
 assert fall > 2
 if LONG:
     assert fall > 8  # CALIBRATE
-    assert 0.7 < curves[before][0] / curves[before][-1] < 1.5  # CALIBRATE
+    assert 0.5 < curves[before][0] / curves[before][-1] < 2  # CALIBRATE
 published = {"a tutorial's": ([0, 10, 20, 30], [29.8857 / 40, 3.8002 / 40, 3.4819 / 40, 3.5615 / 40])}
 md.plot.show_curves({name: (range(STEPS), row) for name, row in curves.items()} | published, xlabel="step",
                     ylabel="loss of the model's belief", title="a wish on the way")  # fmt: skip
@@ -420,7 +420,7 @@ md.plot.show_images(torch.cat([free[:8], white[:8]]).cpu(), rows=2, row_labels=[
 #
 # Turn the knob from nothing to far too much and count two things: the loss, and the share of drawings in which the oracle,
 # `md.data.read_shapes`, finds any object at all. It reads geometry and refuses what is no picture of ours. **Expected: at
-# 100 the loss has lost less than a fifth, at 4000 more than nine tenths; and the share of drawings with something to be read
+# 100 the loss has lost less than a fifth, at 10000 more than nine tenths; and the share of drawings with something to be read
 # holds at first and ends at next to nothing, on blank paper.**
 
 # %%
@@ -452,7 +452,7 @@ md.plot.show_curves({"loss": (steps, swept), "share with something to be read": 
 # price is a backward pass through the U-Net, and its memory. On a flow there is one catch: the walk begins at $\alpha = 0$,
 # where $x_t$ says nothing of $x_0$ and no slope goes through. `md.between` leaves that level to the plain denoiser.
 # **Expected: three times the time of a plain walk or more, but little more than the cheap way, for the decoder costs more
-# than so small a U-Net; and a scale of 20, not of 1500, for a loss of less than half.**
+# than so small a U-Net; and a scale of 20, not of 3000, for a loss of less than half.**
 
 # %%
 strong = md.guided(anything, light, 20, through_net=True)
