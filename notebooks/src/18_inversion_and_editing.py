@@ -523,6 +523,7 @@ md.plot.show_images(
 
 
 # %%
+@torch.no_grad()
 def disputed(states, levels, sigma=0.6, cut=0.25):
     """Where the two sentences want different pictures of the same x_t: (B, 1, h, w), 1 there, and one latent beyond."""
     k = min(range(len(states)), key=lambda i: abs(levels[i].sigma - sigma))
@@ -544,13 +545,12 @@ def redraw_within(mask, states, levels, start, scale):
 
 
 # %% [markdown]
-# **Expected:** nine edits in ten are done, and what should stay is spoilt by less than 0.05 in the mean: little more than what the
-# VAE costs.
+# **Expected:** nine edits in ten are done, and what should stay is spoilt by less than 0.05 in the mean, little more than what
+# the VAE costs.
 
 # %%
 closed = list(md.invert(pipe.denoiser(sources, "", 1.0, md.ddim), z, levels, refine=1))
-with torch.no_grad():
-    mask = disputed(closed, levels)
+mask = disputed(closed, levels)
 final = redraw_within(mask, closed, levels, STARTS[1], 3.0)
 rows = marks(final, STARTS[1], 3.0, 1)
 if LONG:
@@ -563,7 +563,7 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# Three scenes of every kind are an anecdote, and twelve not much more. Two hundred of each, with intervals, for `pipe.edit` at
+# A dozen scenes of every kind are little more than an anecdote. Two hundred of each, with intervals, for `pipe.edit` at
 # several starts and scales, are a matter of minutes: `python -m minidiff bench editing --model shapes`.
 #
 # ## 11. Find the bug
