@@ -308,7 +308,7 @@ for task, (difference, low, high) in gaps.items():
     print(f"{task:18} held out against seen: {difference:+.1%}, from {low:+.1%} to {high:+.1%}")
     assert high - low > 0.1
 n = 1.96**2 * 2 * 0.95 * 0.05 / 0.05**2
-print(f"to tell 95 % from 90 % takes about {n:.0f} prompts of each kind, if the two means are to part by their whole reach")
+print(f"a difference of five points, at shares of about 95 %, shows from about {n:.0f} prompts of each kind on")
 assert set(gaps) == set(COLOURED) and 140 < n < 150
 
 # %% [markdown]
@@ -569,8 +569,8 @@ md.plot.show_images(torch.cat([x[:6] for x in against.values()]), columns=6, row
 # on the eight heaps, with a learning rate that stays high, and measure both, on the way, from the same noise. We have just
 # seen that in the plane itself the distances are blind here. So the points first go through fixed waves, $\varphi(x) =
 # \big(\cos(w_i\cdot x), \sin(w_i\cdot x)\big)_i$ with random $w_i$, and moments of waves see everything. **Expected:** now
-# heaps and cloud are far apart; and the average is nearer to the data than the raw network at most of the stops, and
-# steadier.
+# heaps and cloud are far apart; and the average is nearer to the data than the raw network at most of the stops, by a
+# quarter or more on average, and steadier.
 
 # %%
 directions = 2.5 * torch.randn(2, 32, generator=torch.Generator().manual_seed(SEED))
@@ -607,10 +607,10 @@ def measure(trainer):
 
 
 torch.manual_seed(SEED)
-config = md.TrainConfig(steps=TRAIN, optimizer="adamw", lr=3e-3, decay="constant", seed=SEED, every=TRAIN // 12)
+config = md.TrainConfig(steps=TRAIN, optimizer="adamw", lr=1e-2, decay="constant", seed=SEED, every=TRAIN // 12)
 trainer = md.Trainer(Small(), lambda net, x, y: md.diffusion_loss(net, x, schedule, "flow"), config)
 feed = torch.Generator().manual_seed(2)
-trainer.fit(((ring(128, feed), None) for _ in range(TRAIN)), progress=False, after=measure)
+trainer.fit(((ring(64, feed), None) for _ in range(TRAIN)), progress=False, after=measure)
 measure(trainer)
 
 # %%
@@ -623,7 +623,8 @@ print({name: f"mean {np.mean(v):.4f}, spread {np.std(v):.4f}" for name, v in lat
 print(f"the average is nearer at {sum(wins)} of {len(wins)} stops")
 assert told_apart > 0.05
 if LONG:
-    assert sum(wins[4:]) >= 6 and np.mean(late["averaged"]) < 0.7 * np.mean(late["raw"])
+    assert sum(wins[4:]) >= 6 and np.mean(late["averaged"]) < 0.75 * np.mean(late["raw"])
+    assert np.std(late["averaged"]) < np.std(late["raw"])
 md.plot.show_curves({name: (list(values), [max(v, 1e-5) for v in values.values()]) for name, values in walked.items()},
                     xlabel="step", ylabel="KD in waves", title="raw and averaged weights", yscale="log")  # fmt: skip
 
