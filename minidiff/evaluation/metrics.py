@@ -1,8 +1,9 @@
 """Two distances between sets of pictures, given as features: how far is what we draw from what is real?
 
 The Fréchet distance (FD) compares mean and covariance, as if both sets were Gaussian. The kernel distance (KD) assumes
-nothing of the kind, sees moments up to the third, and has no bias. With features of the Inception network they would be the FID and the KID; ours come from a small
-judge (`judge.py`), so the figures compare runs judged alike and nothing else, and do not go by those names.
+nothing of the kind, sees moments up to the third, and has no bias. With features of the Inception network they would be the
+FID and the KID; ours come from a small judge (`judge.py`), so the figures compare runs judged alike and nothing else, and do
+not go by those names.
 
 FD is biased: the fewer the images, the larger it is, even between two sets of real ones. Compare at equal n only.
 """
