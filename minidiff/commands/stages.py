@@ -41,7 +41,7 @@ SETTINGS = {
                    "patch": 8, "image_dim": 128, "image_layers": 4, "image_heads": 4, "batch": 128, "lr": 2e-3},
     "unet": RUN | DIFFUSION | TEXT | {"channels": (128,), "attention": (True,), "layers": 1, "patch": 2, "shortcut": True,
                                       "depth": 1, "lr": 6e-3},
-    "variant": RUN | {"steps": 1000, "lr": 5e-4, "measured": "flow", "min_snr": None, "dropout": 0.1, "easy": 0.0,
+    "variant": RUN | {"steps": 1000, "lr": 4e-3, "measured": "flow", "min_snr": None, "dropout": 0.1, "easy": 0.0,
                       "brief": 0.4},
     "pixels": RUN | DIFFUSION | TEXT | {"size": 32, "channels": (64, 128, 128), "attention": (False, True, True), "layers": 1,
                                         "patch": 2, "shortcut": True, "depth": 1},

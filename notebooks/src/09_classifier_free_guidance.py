@@ -4,7 +4,7 @@
 # **How do you make a model take its prompt seriously?**
 #
 # A model that was trained with words listens to them, more or less. Ask ours for "a red circle and a blue star", and it draws
-# two things, often the right ones. This chapter turns "often" into "nearly always" without training anything: it asks
+# two things, often the right ones. This chapter turns "often" into "nine times in ten" without training anything: it asks
 # the network twice, with the words and without, and walks *past* the answer, away from what would have come anyway. One
 # line of arithmetic does it. It is in every image model that you have heard of, and it has a price. We derive the line,
 # see on exact distributions what it does to them, and then measure gain and price on a real text-to-image model.
@@ -14,8 +14,8 @@
 
 # %% [markdown]
 # > **For the lecturer.** 90 minutes: 10 for the naive attempt, 25 for the plane and the two derivations, 10 for what
-# > guidance does to a distribution, 30 for the model, 15 for the bugs. All cells together take about three minutes on two CPU
-# > cores, most of it in section 6.
+# > guidance does to a distribution, 30 for the model, 15 for the bugs. All cells together took seven minutes on a busy machine
+# > with two CPU cores, most of it in section 6.
 # >
 # > Worth asking before the cell is run: *what happens if the words are simply made twice as large?* (section 1) · *the exact
 # > denoiser of a class draws exactly that class: what is left to guide?* (section 2) · *what does a classifier say of
@@ -82,8 +82,7 @@ def obeyed(asked, images):
 
 # %% [markdown]
 # Plain conditional drawing, and what a person would try next: louder. Words are vectors here, so let us
-# make them twice as long, and four times. **Expected:** plain, two in three obey; louder, fewer, and at four times hardly
-# any.
+# make them twice as long, and four times. **Expected:** plain, three in four obey; twice as loud, half; at four times, none.
 
 # %%
 with torch.no_grad():
@@ -93,16 +92,16 @@ for factor in (1, 2, 4):
     loud[factor] = draw(md.denoiser(pipe.ask(), pipe.predicts, context=factor * context), noise[:ASKED])
     print(f"words times {factor}: {obeyed(asked, loud[factor]):.0%} obeyed")
 if LONG:
-    assert 0.4 < obeyed(asked, loud[1]) < 0.9  # CALIBRATE
-    assert obeyed(asked, loud[4]) < obeyed(asked, loud[1]) - 0.1  # CALIBRATE
+    assert 0.58 < obeyed(asked, loud[1]) < 0.88 and obeyed(asked, loud[4]) < 0.15
+    assert obeyed(asked, loud[2]) < obeyed(asked, loud[1]) - 0.12
 md.plot.show_images(
     torch.cat([images[:SHOWN] for images in loud.values()]), columns=SHOWN, row_labels=[f"words × {factor}" for factor in loud],
     title=" · ".join(texts[:2]) + " · …",
 )  # fmt: skip
 
 # %% [markdown]
-# Nobody trained the network on loud words, so it has no idea what they mean. We need to know in which *direction* "more like
-# the prompt" lies. For that we go to a place where everything is known.
+# Nobody trained the network on loud words, so it has no idea what they mean: objects double, then melt. We need to know in
+# which *direction* "more like the prompt" lies. For that we go to a place where everything is known.
 #
 # ## 2. A world with all the answers
 #
@@ -278,24 +277,25 @@ for name, log_prob in judges.items():
 show_clouds(clouds, "guided by three classifiers, scale 4")
 
 # %% [markdown]
-# **Expected:** guided by the classifier that saw all levels, nearly all obey and one in thirty strays; by the other, more
-# than half stray. The curves say why.
+# **Expected:** guided by the classifier that saw all levels, nearly all obey and one in thirty strays; by the other, two
+# in three stray, most of them far outside the frame of the picture. The curves say why.
 
 # %%
 too_steep = slopes["saw clean points"][3] / slopes["exact"][3]
 print(f"at t = 500, sigma = {schedule.sigma[500]:.2f}, the classifier of clean points is {too_steep:.0f} times too steep")
 if LONG:
     assert judged(clouds["saw all levels"])[0] > 0.95 and judged(clouds["saw all levels"])[2] < 0.15
-    assert judged(clouds["saw clean points"])[2] > 0.5 and too_steep > 20
+    assert judged(clouds["saw clean points"])[2] > 0.5 and too_steep > 40
 md.plot.show_curves(
     {name: (ts, values) for name, values in slopes.items()}, xlabel="t", ylabel="mean slope of log p(class 0)", yscale="log",
     title="how sure is a classifier of what it sees in noise?",
 )  # fmt: skip
 
 # %% [markdown]
-# In heavy noise nothing can be told, so the honest slope goes to 0. A classifier of clean points is as sure of noise as of a
-# picture, and pushes with full force from the first step, until points are thrown out of the data. On pictures it is
-# worse: of 3072 directions most change the classifier's mind without changing the picture (chapter 12 fights with that).
+# In heavy noise nothing can be told, so the honest slope goes to 0. The classifier of clean points is even surer of noise
+# than of data: its slope grows from 1.5 to 12, and it pushes with full force from the first step, until points are thrown out
+# of the data. The one that saw all levels is too steep as well, five times at $t = 900$, but of next to nothing. On pictures
+# it is worse: of 3072 directions most change the classifier's mind without changing the picture (chapter 12 fights with that).
 #
 # ## 4. The classifier that is there already
 #
@@ -392,7 +392,7 @@ figure.to(None)
 # ## 5. What it does to a distribution, exactly
 #
 # Turn the knob in the plane. **Expected:** at scale 2 everybody obeys, and the spread goes on falling after there is nothing
-# left to gain: 0.37, 0.28, 0.19, 0.14 at scales 1, 2, 4, 8. At 8 the points sit at the far end of the arm, where there
+# left to gain: 0.37, 0.27, 0.19, 0.14 at scales 1, 2, 4, 8. At 8 the points sit at the far end of the arm, where there
 # is little data but no other class at all.
 
 # %%
@@ -402,7 +402,7 @@ for scale, x in clouds.items():
 spreads = [judged(clouds[scale])[1] for scale in (1, 2, 4, 8)]
 assert spreads == sorted(spreads, reverse=True) and judged(clouds[2])[0] > 0.98
 if LONG:
-    assert_close(torch.tensor(spreads), torch.tensor([0.37, 0.28, 0.19, 0.14]), atol=0.03, rtol=0)
+    assert_close(torch.tensor(spreads), torch.tensor([0.37, 0.27, 0.19, 0.14]), atol=0.03, rtol=0)
 show_clouds({f"scale {scale}": x for scale, x in clouds.items()}, "the same noise, five scales")
 
 # %% [markdown]
@@ -436,7 +436,7 @@ for scale in scales:
     drawn.append(md.sample(md.ddim, denoise, x, schedule.levels(FINE, "trailing"), progress=False).std().item())
 sharpened = [(scale / 0.25 - (scale - 1)) ** -0.5 for scale in scales]
 print("drawn    ", [round(value, 3) for value in drawn], "\nsharpened", [round(value, 3) for value in sharpened])
-assert_close(drawn, [0.5**scale for scale in scales], rtol=0.05 if LONG else 0.2, atol=0)
+assert_close(drawn, [0.5**scale for scale in scales], rtol=0.08 if LONG else 0.2, atol=0)
 md.plot.show_curves(
     {"drawn with guidance": (scales, drawn), r"$c\,(c/u)^{s-1}$": (scales, [0.5**scale for scale in scales]),
      r"the sharpened density": (scales, sharpened)},
@@ -444,7 +444,8 @@ md.plot.show_curves(
 )  # fmt: skip
 
 # %% [markdown]
-# Guidance is a direction that works, and it takes away variety at a geometric rate. (Bradley & Nakkiran 2024 prove that
+# The walk of 400 steps ends up to 4 % below the formula, for its steps are finite. Guidance is a direction that works, and
+# for Gaussians it takes away variety at a geometric rate. (Bradley & Nakkiran 2024 prove that
 # it draws from another density than the sharpened one; ours is a small case of it.)
 #
 # ## 6. The model, at six scales
@@ -472,6 +473,9 @@ assert_close(ours, theirs.clamp(-1, 1).cpu(), atol=1e-2, rtol=0)
 # What to measure? **Obedience**, as in section 1, on the same prompts and the same noise. And **variety**: a prompt that
 # leaves much open, "a circle", drawn from two dozen noises. The oracle reads colour, size, background and ninth of the
 # frame of every circle, and we count how many *different* ones there are. A picture without a circle counts for none.
+#
+# **Expected:** at scale 0 the prompt is obeyed in no picture; plain, in three of four; at 2 and 4 in nine of ten. What will 10
+# do, and will variety fall as fast as in section 5? Guess before you look.
 
 
 # %%
@@ -495,17 +499,22 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# **Expected:** at scale 0 the prompt is obeyed by accident, in no picture of a hundred; plain, in two of three; at 2 and 4 in
-# more than nine of ten; and at 10 no better than at 4. Look down one column: the noise decides where things are, the words
-# decide what they are, and the scale decides who wins.
+# The gain is as promised. The price is not where we looked for it. **Obedience itself falls**: 90 % at scale 2, 71 % at 7.5,
+# which is no better than plain, and 54 % at 10. Look down the columns: sides cave in, orange turns red, a cross melts into its
+# neighbour. The prompt is not ignored but overdone, until the oracle no longer recognises what was asked for. (Stable Diffusion
+# is used at 7.5. The best scale belongs to a model, and has to be measured.)
+#
+# Variety falls little, from 22 circles to 19, and of 24 pictures two or three are chance. That is no contradiction to
+# section 5. There are many more kinds of circle than pictures here, so the count notices only a collapse, and within one kind,
+# say "large, red, top left", everything may shrink unseen. A coarse measure is a weak witness.
 
 # %%
 marks = {scale: obeyed(asked, sweep[scale]) for scale in scales}
 kinds_of = {scale: variety(open_ended[scale]) for scale in scales}
 if LONG:
-    assert marks[0.0] < 0.1 and max(marks[2.0], marks[4.0]) > marks[1.0] + 0.1  # CALIBRATE
-    assert max(marks[2.0], marks[4.0]) > 0.85  # CALIBRATE
-    assert kinds_of[10.0] < kinds_of[1.0]  # CALIBRATE
+    assert marks[0.0] < 0.1 and max(marks[2.0], marks[4.0]) > max(0.82, marks[1.0] + 0.08)
+    assert marks[10.0] < max(marks[2.0], marks[4.0]) - 0.2  # too much of it
+    assert 14 < kinds_of[10.0] <= kinds_of[1.0]  # less variety, but no collapse
 md.plot.show_curves(
     {"obeyed": (scales, [marks[scale] for scale in scales]),
      "different circles, share": (scales, [kinds_of[scale] / AGAIN for scale in scales])},
@@ -523,7 +532,7 @@ md.plot.show_curves(
 #
 # The second form says what that is: guidance towards $y$ with weight $s$ and away from $n$ with weight $s - 1$. So at
 # scale 1 a negative prompt does nothing at all. "a circle" leaves the background open. We do not want a white one.
-# **Expected:** one in six or more is white without, nearly none with; and at scale 1 the pictures are the same.
+# **Expected:** one in seven is white without, none with; and at scale 1 the pictures are the same.
 
 # %%
 NOT = "a white background with a circle"
@@ -540,10 +549,15 @@ def white(images):
 print(f"white: {white(without):.0%} without, {white(away):.0%} with the negative prompt")
 assert_close(same, open_ended[1.0], atol=1e-2, rtol=0)
 if LONG:
-    assert white(away) < 0.05 and white(away) < white(without)  # CALIBRATE
+    assert white(away) < 0.1 and white(away) < white(without)
 md.plot.show_images(torch.cat([without[:SHOWN], away[:SHOWN]]), columns=SHOWN, row_labels=["a circle", "not on white"])
 
 # %% [markdown]
+# White is gone (it was rare before: none of the eight that are shown). But see what else went: the grey and the cream ground
+# as well. "Away from white" is a direction, not a filter, and here it leads to black. And our negative prompt speaks of a
+# circle too, so the walk leads away from circles as well, which may be why some are now nearly squares. Name in a negative
+# prompt only what you do not want.
+#
 # ## 8. Several prompts, each with its weight
 #
 # The second form above is a sum over prompts, and nothing limits it to two (Liu et al. 2022):
@@ -580,7 +594,7 @@ def several(prompts, scales):
 # %% [markdown]
 # First the two identities: one prompt is `classifier_free`, and a negative prompt is a second one of weight $-(s-1)$.
 # Then a composition: half of the wish in each of two prompts. **Expected:** each prompt alone leaves the other
-# half to chance, at most one picture in four has both; together, more than three in four.
+# half to chance, and fewer than half of the pictures have both; together, four in five.
 
 # %%
 x, level = noise[:AGAIN], pipe.schedule.at(800.0)
@@ -607,11 +621,14 @@ wishes = {"red": (4.0, 0.0), "black": (0.0, 4.0), "both": (3.0, 3.0), "red, not 
 stars = {name: draw(several([RED, BLACK], weights), noise[:AGAIN]) for name, weights in wishes.items()}
 print("a red star on black:", {name: f"{both(images):.0%}" for name, images in stars.items()})
 if LONG:
-    assert both(stars["both"]) > 0.75 and max(both(stars["red"]), both(stars["black"])) < 0.5  # CALIBRATE
-    assert both(stars["red, not black"]) < 0.05  # CALIBRATE
+    assert both(stars["both"]) > max(both(stars["red"]), both(stars["black"])) + 0.18 and both(stars["both"]) > 0.65
+    assert both(stars["red, not black"]) < min(0.16, both(stars["red"]))
 md.plot.show_images(torch.cat([images[:SHOWN] for images in stars.values()]), columns=SHOWN, row_labels=list(stars))
 
 # %% [markdown]
+# Chance is kind to red: on black, nearly half of the stars are red without being asked. We do not know why. In the last row
+# the ground is light in all pictures shown but one, and some stars turn pink: a weight of −3 has its price as well.
+#
 # ## 9. Too much contrast, taken back
 #
 # Section 5 said that guidance overshoots: the point leaves the data along the line it was pushed. In a picture this
@@ -625,7 +642,7 @@ md.plot.show_images(torch.cat([images[:SHOWN] for images in stars.values()]), co
 # Guidance is denoiser → denoiser, so this is too, and takes two: a strong one and a plain one. One thing must not
 # be forgotten. An estimate says of what $x_t$ is made, $\alpha_t \hat x_0 + \sigma_t \hat\epsilon = x_t$. Who changes
 # $\hat x_0$ has to solve for $\hat\epsilon$ again, or the next step takes a picture and a noise that do not belong together.
-# (Section 11 shows what that costs.)
+# (Section 11 shows why nobody notices at first.)
 
 
 # %%
@@ -642,8 +659,8 @@ def rescaled(strong, plain, share=0.7):
 
 
 # %% [markdown]
-# **Expected**, in latents, where the walk takes place: at scale 10 the spread within a picture is a good deal above that of the
-# plain pictures. `rescaled` with a share of 0.7 takes most of that back, and obedience stays within a few percent.
+# In latents, where the walk takes place, we measure the spread within a picture. **Expected:** at scale 10 it is above that of
+# the plain pictures, and `rescaled` with a share of 0.7 takes that back. Does obedience come back with it? **Expected:** no.
 
 
 # %%
@@ -663,15 +680,20 @@ rows = {"plain": sweep[1.0], "scale 10": sweep[10.0], "scale 10, rescaled": tame
 for name, images in rows.items():
     print(f"{name:18}: spread within {spread_within(images):.3f}, {obeyed(asked, images):.0%} obeyed")
 if LONG:
-    assert spread_within(tamed) < spread_within(sweep[10.0])  # CALIBRATE
-    assert obeyed(asked, tamed) > marks[10.0] - 0.1  # CALIBRATE
+    assert spread_within(tamed) < spread_within(sweep[10.0]) - 0.015
+    assert abs(obeyed(asked, tamed) - marks[10.0]) < 0.13 and obeyed(asked, tamed) < max(marks[2.0], marks[4.0]) - 0.2
 md.plot.show_images(torch.cat([images[:SHOWN] for images in rows.values()]), columns=SHOWN, row_labels=list(rows))
 
 # %% [markdown]
+# The excess is only 2 % here, 0.984 against 0.965, and `rescaled` takes back more than that, to 0.951. (It compares with the
+# plain answer at the points of *this* walk, which are not those of the plain walk, so nothing promises 0.965.) Obedience stays
+# where it was, at half. The first picture's ground even turned grey. One number for a whole picture cannot straighten a side or
+# turn red into orange again: what scale 10 spoils in this model is not contrast.
+#
 # ## 10. Only where it helps
 #
 # Must it be on all the way? In pure noise the difference of the two answers says mostly "be like the average of this
-# class", and that costs variety. Near the end all is decided, and guidance only costs time. Kynkäänniemi et al. (2024)
+# class", and that may cost variety. Near the end all is decided: what is guidance to do there? Kynkäänniemi et al. (2024)
 # switch it on in between. One line: which denoiser is asked depends on the level.
 
 
@@ -687,7 +709,8 @@ def between(strong, plain, low, high):
 
 # %% [markdown]
 # In the plane first, at scale 8, where section 5 had squeezed the class to a spread of 0.14. **Expected:** guided only at
-# $0.3 \le \sigma \le 0.95$, everybody still obeys, and fewer points stray.
+# $0.3 \le \sigma \le 0.95$, everybody still obeys, and fewer points stray: one
+# in a hundred in place of four. The spread does not come back.
 
 # %%
 strong, plain = (classifier_free(plane, cond, uncond, scale, "x0") for scale in (8.0, 1.0))
@@ -699,9 +722,10 @@ assert judged(some)[0] > 0.98 and judged(some)[2] <= judged(clouds[8])[2]
 
 # %% [markdown]
 # Then the model, at scale 7.5. A walk of our schedule spends its steps mostly at high noise, so the bounds are high as well.
-# **Expected:** leaving out the clean end, $\sigma < 0.7$, changes hardly anything that the oracle sees and saves a fifth of
-# the questions. Leaving out the noisy end, $\sigma > 0.9$, gives variety back, for that is where background and places are
-# decided.
+# Leaving out the clean end, $\sigma < 0.7$, saves a fifth of the questions. (So it is counted below, for the library's version,
+# which asks once at scale 1; ours asks twice and weighs one answer with 0.) Our first guess was that this changes hardly
+# anything, and that leaving out the noisy end gives variety back. Both were wrong. **Expected:** without the clean end, nine in
+# ten obey, where guidance everywhere had seven; without the noisy end, neither obedience nor variety improves.
 
 # %%
 bounds = {"everywhere": (0.0, 1.0), "σ ≥ 0.7": (0.7, 1.0), "σ ≤ 0.9": (0.0, 0.901)}
@@ -715,11 +739,17 @@ for name, (hard, free) in limited.items():
     cost = 1 + sum(low <= sigma <= high for sigma in sigmas) / STEPS
     print(f"{name:10}: {obeyed(asked, hard):.0%} obeyed, {variety(free)} different circles, {cost:.1f} questions a step")
 if LONG:
-    assert abs(obeyed(asked, limited["σ ≥ 0.7"][0]) - marks[7.5]) < 0.1  # CALIBRATE
-    assert variety(limited["σ ≤ 0.9"][1]) >= kinds_of[7.5]  # CALIBRATE
+    assert obeyed(asked, limited["σ ≥ 0.7"][0]) > marks[7.5] + 0.09
+    assert obeyed(asked, limited["σ ≤ 0.9"][0]) < marks[7.5] + 0.09
+    assert abs(variety(limited["σ ≤ 0.9"][1]) - kinds_of[7.5]) <= 4  # of 24: chance
 md.plot.show_images(torch.cat([free[:SHOWN] for _, free in limited.values()]), columns=SHOWN, row_labels=list(limited))
 
 # %% [markdown]
+# That is the surprise of this chapter. With guidance off below $\sigma = 0.7$, scale 7.5 obeys as well as scale 2, and asks
+# less. So what section 6 showed, sides that cave in and colours that drift, is done at the clean end, where the objects are
+# already chosen and the push can only overdo them. Without the noisy end all the harm stays, and 18 circles in place of 20
+# are chance. Where the interval lies depends on model and schedule; that there is one is worth a try everywhere.
+#
 # Both compose: `between(rescaled(strong, plain), plain, 0.3, 0.9)` is a denoiser too, and no sampler learns of it.
 #
 # ## 11. Five bugs you will meet
@@ -728,7 +758,7 @@ md.plot.show_images(torch.cat([free[:SHOWN] for _, free in limited.values()]), c
 #
 # **The halves swapped.** The batch was put together as (with, without), and taken apart as (without, with). The
 # formula becomes $\epsilon_y + s(\epsilon_\varnothing - \epsilon_y)$: guidance at scale $1 - s$, away from the prompt. At scale
-# 1 all is well with an unconditional model; at 4 it runs at −3.
+# 1 it draws without the prompt; at 4 it runs at −3.
 #
 # **Zeros for the empty prompt.** `torch.zeros_like(context)` is no prompt: "" has tokens of its own, and the
 # network was trained on *their* vectors.
@@ -740,6 +770,8 @@ md.plot.show_images(torch.cat([free[:SHOWN] for _, free in limited.values()]), c
 #
 # **Off, by 0.** Guidance is to be switched off, and is set to 0, Ho & Salimans' zero. Here this draws
 # without the prompt.
+#
+# **Expected:** no picture obeys with the halves swapped, or at 0. And the other three? Guess.
 
 # %%
 def forgetful(strong, plain, share=0.7):
@@ -776,13 +808,20 @@ for name, images in damage.items():
 md.plot.show_images(torch.cat([images[:SHOWN] for images in damage.values()]), columns=SHOWN, row_labels=list(damage))
 
 # %% [markdown]
-# **Expected:** next to nothing for the halves swapped and for 0. The other three are the dangerous ones.
+# The other three lose nothing that can be counted: 83, 92 and 90 % against 88 %, and of 48 pictures a few more or fewer are
+# chance. They are the dangerous ones, for no count of obedience finds them. One has a reason that we can prove: the forgotten
+# $\hat\epsilon$ is **never read**. DPM-Solver++ 2M takes $\hat x_0$ and the point, and works out the noise by itself. The cell
+# below holds it to that: the forgetful and the right version draw the same pictures. DDIM reads both, so the bug waits for
+# whoever changes the sampler. Guidance on three channels is probably just weaker guidance, which at 4 does no harm (section 6).
+# Why zeros do so well we do not know; another network need not be so kind. What finds such bugs is not a picture but an
+# identity, like the `assert_close` lines of this chapter.
 
 # %%
 if LONG:
     lost = {name: marks[4.0] - obeyed(asked, images) for name, images in damage.items()}
-    assert min(lost["halves swapped"], lost["off, by 0"]) > 0.7  # CALIBRATE
-    assert max(lost["zeros for “”"], lost["three of four"], lost["the old eps"]) > 0.05  # CALIBRATE
+    assert min(lost["halves swapped"], lost["off, by 0"]) > 0.7
+    assert max(abs(lost[name]) for name in ("zeros for “”", "three of four", "the old eps")) < 0.15
+assert_close(*[draw(f(words(texts[:2], 4.0), words(texts[:2], 1.0)), noise[:2]) for f in (forgetful, rescaled)])  # eps: unread
 
 # %% [markdown]
 # ## 12. What we left out

@@ -484,19 +484,8 @@ print(f"{grown} weights more, of {sum(p.numel() for p in wide.parameters()):,}")
 
 
 # %%
-def variant(name, channels):
-    """A trained variant of our model. CALIBRATE: until there is one, the untrained wide network, so that the code runs."""
-    try:
-        other = md.StableDiffusion.from_pretrained(f"shapes/{name}")
-    except FileNotFoundError:
-        unet = widened(pipe.unet, channels)
-        other = md.StableDiffusion(unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.recipe, pipe.size)
-    other.progress = False
-    return other
-
-
-# %%
-nine = variant("inpaint", 9)
+nine = md.StableDiffusion.from_pretrained("shapes/inpaint")
+nine.progress = False
 began = time.perf_counter()
 seeing = nine.inpaint(wanted, images, masks, generator=seeded(), **told)
 seconds["9 channels"], found["9 channels"] = time.perf_counter() - began, marks(seeing)
@@ -610,7 +599,8 @@ for nonsense in (lambda: pipe.inpaint(wanted[0], pair[:1], masks[:1, :, :32], **
 # (`depth_map`, exercise 16.3).
 
 # %%
-five = variant("depth", 5)
+five = md.StableDiffusion.from_pretrained("shapes/depth")
+five.progress = False
 _, distance = draw([[edit.before] for edit in some], pipe.size)  # (N, 1, 64, 64), the background at 1
 by_depth = five.depth2img(wanted, images, -distance, strength=1.0, generator=seeded(), **told)
 far_is_near = five.depth2img(wanted, images, distance, strength=1.0, generator=seeded(), **told)

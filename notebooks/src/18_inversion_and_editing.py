@@ -13,7 +13,7 @@
 
 # %% [markdown]
 # > **For the lecturer.** 75 minutes: 10 for the naive attempt, 20 for the walk up and the fixed point, 15 for the model and
-# > its noise, 20 for the edits, 10 for the bugs. All cells together run for about three minutes on two CPU cores.
+# > its noise, 20 for the edits, 10 for the bugs. All cells together run for about six minutes on two CPU cores.
 # >
 # > Worth asking before the cell is run: *the walk is deterministic: what can be lost on the way back?* (section 2) · *twice as
 # > many steps: half the loss?* (section 4, where the answer surprises) · *is what comes out noise?* (section 5) · *which word
@@ -40,7 +40,7 @@ SEED = 5
 SCENES = 12  # of every kind of edit, in all comparisons  # quick: 1
 STEPS = 30  # of a sampler, and of the walk up  # quick: 6
 COUNTS = (10, 20, 50, 100)  # steps of a round trip  # quick: (3, 6)
-TRIPS = 8  # pictures that go there and back  # quick: 2
+TRIPS = 8  # pictures that go there and back, of three scenes  # quick: 2
 STARTS = (0, 6, 12, 18)  # steps that an edit leaves out  # quick: (0, 3)
 SCALES = (1.0, 1.5, 2.0, 3.0)  # of guidance, in an edit  # quick: (1.0, 3.0)
 SHARES = (0.0, 0.3, 0.6, 1.0)  # of the steps, with borrowed attention  # quick: (0.0, 0.5)
@@ -51,11 +51,14 @@ LONG = True  # hold the model to the numbers in the text  # quick: False
 #
 # Chapter 17 has a way that needs no inversion. Drown the picture in fresh noise, up to a level where the wrong colour is
 # hidden, and let the model draw it again under the new sentence: `img2img`. Our scenes have one object, and each comes with two
-# sentences that differ in one word: a colour, a shape, or the background. The model has seen none of them in training.
+# sentences that differ in one word: a colour, a shape, or the background. The model has seen none of them in training. The
+# same twelve scenes are edited in all three ways, 36 edits in all. Twelve is few: of a dozen, two more or two fewer are
+# chance, and we shall build nothing on such a difference.
 #
 # Two marks for every edit. **Done**: the oracle reads one object as wanted, in its place. **Spoilt**: the mean absolute
 # difference of all that should have stayed, in a range of −1 to 1: everything outside of the object, or, for a new
-# background, the object itself.
+# background, the object itself. **Expected:** no strength is good for everything. Strength 0.4 does three edits in four, but
+# spoils the objects whose background was changed by 0.1; at 0.8 more than half of the edits fail.
 
 # %%
 pipe = md.StableDiffusion.from_pretrained("shapes", device=device)
@@ -88,16 +91,20 @@ for strength in (0.4, 0.6, 0.8):
     naive[strength] = pipe.img2img(targets, image, strength, fresh, steps=STEPS, guidance_scale=3.0, sampler=md.ddim).cpu()
     print(f"strength {strength}: ", end="")
     share, damage = overall(marks(naive[strength]))
-    assert not LONG or share < 0.75  # CALIBRATE
+    assert not LONG or (share < 0.85 and damage > 0.025)  # sections 7 and 9: 0.89 and 0.92, and a spoilt of 0.01
+assert not LONG or share < 0.55  # at 0.8, the last
 md.plot.show_images(
     torch.cat([image[show], *(x[show] for x in naive.values())]), columns=len(show),
     row_labels=["before", *(f"strength {s}" for s in naive)], column_labels=[every[k].kind for k in show],
 )  # fmt: skip
 
 # %% [markdown]
-# Too little noise, and the old colour still shines through: the model believes what it sees more than what it is told. Enough
-# noise, and the place is forgotten along with the colour, since fresh noise knows nothing of the picture. What we want is
-# noise that hides the colour and *remembers everything else*.
+# It is less of a failure than we had thought. At strength 0.4 it does 28 of 36, and with shapes it is good: 10 of 12, and
+# nothing around them suffers. But see the second column. With too little noise the old colour still shines through, and the
+# triangle is neither orange nor purple: the model believes what it sees more than what it is told (7 of 12). With more noise,
+# the colour is right and the place is wrong, since fresh noise knows nothing of the picture: at 0.6 the triangle has flown
+# up, and 4 colours of 12 are counted as done, at 0.8 only 2. What we want is noise that hides the colour and *remembers
+# everything else*.
 #
 # ## 2. A walk has two ends
 #
@@ -222,8 +229,8 @@ assert 0.03 < closed[0] < 0.06 and closed[1] < 2e-4 and closed[5] < 2e-9 and clo
 # So is everything solved? Not where the data hardly vary. Let the spread $s$ be 0.01 instead of 0.5. The first step up leaves
 # the clean level, where there is no noise and so nothing to ask about, and it arrives at $\sigma_1 = 0.06$ with $x = \alpha
 # x_0$, which deviates from the mean by 0.01. Noise of that level would deviate by 0.06. The model finds $x$ remarkably
-# quiet, and goes on believing so. The noise at the end should have a spread of 1; **expected at 50 steps:** 0.94 for
-# $s = 0.5$, 0.44 for 0.03, and 0.16 for 0.01.
+# quiet, and goes on believing so. The noise at the end should have a spread of 1; **expected at 50 steps:** 0.95 for
+# $s = 0.5$, 0.42 for 0.03, and 0.16 for 0.01.
 
 # %%
 counts, spreads, shares = (10, 20, 50, 100, 200, 400), {}, {}
@@ -241,15 +248,15 @@ md.plot.show_curves(curves, xlabel="steps", ylabel="spread of the noise", title=
 
 # %% [markdown]
 # A direction in which the data vary by $s$ is walked well only by steps finer than $s$. In coarser steps its noise is lost, and
-# on the way back its deviation: of $s = 0.01$, all but a few per cent, with 10 steps and with 100. Pictures have many
+# on the way back its deviation: of $s = 0.01$, all of it with 10 steps, and nine tenths still with 100. Pictures have many
 # directions of many spreads. Keep this in mind.
 #
 # ## 4. The trained model, there and back
 #
 # Now the real one. Pictures are encoded first, and the walk is one of latents; `pipe.invert` does both. What the VAE loses
-# is not inversion's fault, so a picture that came back is compared with what the VAE alone makes of it. The promise is 0.02 for
-# 50 steps. **Expected:** 0.004, half a grey level of 255, and *not* better with more steps; with three rounds of the
-# fixed point 0.0001.
+# is not inversion's fault, so a picture that came back is compared with what the VAE alone makes of it. **Expected:** 0.0024
+# with 50 steps, a third of a grey level of 255, and *not* better with 100; with three rounds of the fixed point 0.00006. (The
+# eight pictures that go are three scenes, some of them more than once.)
 
 # %%
 few = every[:: max(1, len(every) // TRIPS)][:TRIPS]
@@ -259,15 +266,15 @@ trips = {(n, refine): round_trip(pipe, few, n, refine).error for n, refine in as
 for (n, refine), error in trips.items():
     print(f"{n:4} steps, refined {refine}: {error:.5f}")
 if LONG:
-    assert trips[50, 0] < 0.02 and trips[50, 3] < 0.002
-    assert trips[100, 0] > 0.5 * trips[10, 0]  # ten times the steps, and by no means a tenth of the error  # CALIBRATE
+    assert trips[50, 0] < 0.005 and trips[50, 1] < 0.6 * trips[50, 0] and trips[50, 3] < 0.1 * trips[50, 0]
+    assert trips[100, 0] > 0.5 * trips[10, 0]  # ten times the steps, and by no means a tenth of the error
 
 # %% [markdown]
 # Why not? By section 3 the clean end is to blame. A drawing has no noise in it, and its fine directions, in which drawings
 # hardly vary, are too narrow for any of these walks. If that is so, a walk that begins where there *is* noise should behave as
 # the theory says. So put true noise of $\sigma = 0.4$ on the latents, and go there and back between that level and pure
-# noise. **Expected:** from the fewest steps to the most, the loss from $\sigma = 0.4$ falls by more than half, and the one from
-# the clean level does not.
+# noise. **Expected:** with ten times the steps, the loss from $\sigma = 0.4$ falls to a tenth, as theory has it, and the one
+# from the clean level by a sixth.
 
 # %%
 texts, z = [edit.source for edit in few], pipe.encode(originals(few, pipe.size), sample=False)
@@ -283,15 +290,17 @@ for n in COUNTS:
 print({name: [round(v, 4) for v in values] for name, values in losses.items()})
 if LONG:
     clean, noised = losses.values()
-    assert noised[-1] < 0.5 * noised[0] and clean[-1] > 0.5 * clean[0]  # CALIBRATE
+    assert noised[-1] < 0.25 * noised[0] and clean[-1] > 0.6 * clean[0]
 md.plot.show_orders({name: (COUNTS, values) for name, values in losses.items()}, xlabel="steps", ylabel="lost (latents)",
                     title="the model, there and back")  # fmt: skip
 
 # %% [markdown]
-# At the clean end there is one thing more. This network predicts $\hat x_0$, and its noise is what that leaves, $\hat\epsilon
+# It does: 0.030, 0.013, 0.005, 0.003, a line of first order, while the other hardly falls. So the clean end is the place. For
+# the reason there is a second candidate beside the narrow directions. This network predicts $\hat x_0$, and its noise is what that leaves, $\hat\epsilon
 # = (x - \alpha\hat x_0)/\sigma$: a small error $\delta$ becomes $\delta/\sigma$. The $k$-th step from the clean end leaves
 # $\sigma = k h$, moves by $h$, and so carries an error of $h\,\delta/(kh) = \delta/k$. The step size has cancelled. Finer
 # steps come closer to the dangerous end, and that is all they do: $\sum \delta/k$ even grows, like the logarithm of $n$.
+# Which of the two costs more in this model, we have not measured.
 #
 # The fixed point does not mind. It asks for nothing but that the step down undo the step up, whatever the network says there.
 #
@@ -299,8 +308,9 @@ md.plot.show_orders({name: (COUNTS, values) for name, values in losses.items()},
 #
 # The model's own pictures come from true noise, and we know which. So draw some, without guidance, invert them, and compare:
 # spread 1, kurtosis 3 (the mean fourth power, in units of the spread), no correlation between neighbours, and 1 with
-# the noise that it was. **Expected:** drawings, plainly inverted, lack spread, and are related to their neighbours; the fixed
-# point returns most of what is missing, in part by being noisier than noise.
+# the noise that it was. **Expected:** the plain walk loses half of the spread of the model's own noise, and most of it with
+# drawings, whose "noise" is related to its neighbours as well. The fixed point finds the own noise again, but that of drawings
+# is no noise even then: half the spread, and a kurtosis of 11.
 
 
 # %%
@@ -324,24 +334,33 @@ for name, x in noises.items():
     print(f"{name:36}", ", ".join(f"{what} {value:.2f}" for what, value in told.items()))
 if LONG:
     flat, closed = (statistics(noises[f"of drawings, refined {refine}"]) for refine in (0, 3))
-    assert flat[0] < 0.9 and flat[2] > 0.1 and closed[0] > flat[0]  # CALIBRATE
+    assert flat[0] < 0.35 and flat[2] > 0.15 and 1.5 * flat[0] < closed[0] < 0.75 and min(flat[1], closed[1]) > 6
+    again = noises["of its own pictures, refined 3"]
+    assert torch.corrcoef(torch.stack([again.flatten(), true.flatten()]))[0, 1] > 0.97
 md.plot.show_images(
     torch.cat([x[:6, :3].cpu() / 2 for x in noises.values()]), columns=min(6, len(few)), row_labels=list(noises),
     title="three of the four channels, as colours",
 )  # fmt: skip
 
 # %% [markdown]
-# An outline shows in what should be featureless: where the picture is flat, the model is never surprised, and what never
-# surprises needs no noise. This matters for editing. The model has been trained to begin at noise, and from something
-# that is not noise it may draw what it never drew. Where an edit begins later, at `start` steps from the noisy end, it begins
-# with a picture that still shows, and with less of this.
+# Two different failures. Of its own pictures the plain walk finds the right noise, correlated 0.90 with the true one, only too
+# faint, and three rounds of the fixed point return it so well that no difference is seen. Of a drawing, neither walk finds
+# noise. The outline shows in what should be featureless: all that varies is near the object. Where the picture is flat, the
+# model is never surprised, and what never surprises needs no noise. (Columns that look alike in the rows of drawings are the
+# same scene.) The fixed point makes the object's part louder, and leaves the rest as still as it was. It promises that the walk
+# comes back. It does not promise that its far end is a likely noise, and this one is not: our drawings are cleaner than
+# anything this model draws.
+#
+# This matters for editing. The model has been trained to begin at noise, and from something that is not noise it may draw what
+# it never drew. Where an edit begins later, at `start` steps from the noisy end, it begins with a picture that still shows, and
+# with less of this.
 #
 # ## 6. What guidance does to the way up
 #
 # The curve belongs to a denoiser. A guided denoiser is another one, and has another curve, that of exaggerated pictures; a
 # drawing does not lie on it. And its slopes are steeper: the difference of two answers, times the scale, so every error
-# of section 2 is multiplied. **Expected:** with guidance 4 both ways the loss of a round trip is twice that without. Go
-# up with 4 and down with 1, and it is no round trip at all.
+# of section 2 is multiplied. **Expected:** with guidance 4 both ways the loss of a round trip is three times that without.
+# Go up with 4 and down with 1, and it is no round trip at all: 25 times.
 
 # %%
 guided = {scale: round_trip(pipe, few, STEPS, 0, scale).error for scale in (1.0, 2.0, 4.0)}
@@ -353,14 +372,19 @@ for up, down in ((1.0, 1.0), (4.0, 1.0), (1.0, 4.0)):
     error = (ways[up, down] - copies).abs().mean()
     print(f"up with {up:g}, down with {down:g}: lost {error:.4f}, spread of the noise {noise.std():.2f}")
 if LONG:
-    assert guided[4.0] > 1.3 * guided[1.0]  # CALIBRATE
-    assert (ways[4.0, 1.0] - copies).abs().mean() > 3 * (ways[1.0, 1.0] - copies).abs().mean()  # CALIBRATE
+    assert guided[4.0] > 1.9 * guided[1.0]
+    assert (ways[4.0, 1.0] - copies).abs().mean() > 10 * (ways[1.0, 1.0] - copies).abs().mean()
 md.plot.show_images(
     torch.cat([copies[:6], *(x[:6] for x in ways.values())]).cpu(), columns=min(6, len(few)),
     row_labels=["picture", *(f"up {up:g}, down {down:g}" for up, down in ways)],
 )  # fmt: skip
 
 # %% [markdown]
+# The third row has a yellow star where there was a red cross, and a cyan square for a green circle. Here is how we read it. A
+# walk down with guidance adds what the sentence says, redness and cross, more than there would be. That it may end at this very
+# picture, it has to begin at a noise that *lacks* redness and cross. Go down from there without guidance, and nothing adds them
+# back. The other way round, down with 4, costs little: an outline, no colour.
+#
 # So go up at scale 1. On the way down to an edit, guidance is welcome, for there the picture *should* leave its curve.
 #
 # ## 7. The edit
@@ -386,9 +410,11 @@ ours = redraw([state._replace(x=state.x[show[:2]]) for state in states], levels,
 assert_close(ours, theirs, rtol=0, atol=1e-2)
 
 # %% [markdown]
-# That was `pipe.edit`. Now, how much should be left out? **Expected:** from the noise itself, the edits are done and the
-# rest suffers; the later the start, the more is kept, until the word has no say any more. The background goes first: it is
-# the largest thing in the picture, and visible at the highest noise.
+# That was `pipe.edit`. Now, how much should be left out? One would think: from the noise itself, everything is done and the rest
+# suffers; the later the start, the more is kept, until the word has no say any more. That is half of the truth.
+# **Expected:** with colours and shapes, what is around the object is spoilt less the later we start. With backgrounds it is the
+# other way round: the object is spoilt twice as much from start 18 as from 0. And a late start costs the colours: 11 of 12 are
+# done from 6, and 5 from 18.
 
 # %%
 by_start = {}
@@ -397,15 +423,23 @@ for start in STARTS:
     print(f"start {start:2}: ", end="")
     by_start[start] = by_start[start], overall(marks(by_start[start], start, 3.0))
 if LONG:
-    damage = [spoils for _, (_, spoils) in by_start.values()]
-    assert damage[-1] < damage[0]
-    assert by_start[STARTS[-1]][1][0] < max(share for _, (share, _) in by_start.values())  # CALIBRATE
+    first, second, last = ([mark(some[kind], part.cpu(), start, 3.0, 0)
+                            for kind, part in zip(KINDS, by_start[start][0].split(SCENES), strict=True)]
+                           for start in (STARTS[0], STARTS[1], STARTS[-1]))  # fmt: skip
+    assert all(last[k].spoilt < 0.8 * first[k].spoilt for k in (0, 1)) and last[2].spoilt > 1.4 * first[2].spoilt
+    assert last[0].done <= second[0].done - 3 and by_start[STARTS[1]][1][0] > 0.8
 md.plot.show_images(
     torch.cat([image[show], *(x[show].cpu() for x, _ in by_start.values())]), columns=len(show),
     row_labels=["before", *(f"start {start}" for start in by_start)], column_labels=[every[k].kind for k in show],
 )  # fmt: skip
 
 # %% [markdown]
+# Start 6 does 32 of 36, and is the best of the four; 29 from 0 and 29 from 12 are not far enough from it to be sure, 25 from 18
+# is. The last column shows what is wrong with a late start. The sky is still half grey when the new word is heard; there are too
+# few steps left to repaint it, and what comes out is a pink stripe that no sentence asked for. The oracle, which looks at
+# the object and at what the background mostly is, may not mind. The triangle in the second column goes the way of section 1: too
+# much of the orange is left at the start.
+#
 # And how hard should the model be pushed? Two ways of pushing, to be compared at one start. With the empty prompt as usual,
 # guidance exaggerates all that the new sentence says, the parts that were right already among them:
 #
@@ -421,7 +455,9 @@ md.plot.show_images(
 # Where the two sentences agree about the picture, the bracket is empty, and the walk goes down the curve on which it came up.
 # Where they differ, the difference is multiplied. In code it is a negative prompt. It is a sharp tool: once the circle is
 # blue, the source still wants it red, the bracket grows instead of closing, and a large scale overshoots into colours
-# that are none. **Expected:** with 1.5 it does about what the other does with 3, and spoils less; with 3 it spoils more.
+# that are none. It should win with a small scale, and lose with a large one. **Expected:** the second half of this is true. With
+# 3 it spoils twice what guidance away from nothing spoils; with 1.5 the two are alike, and so it has won nothing. At scale 1
+# both are the same formula, `output = target`, and must agree.
 
 # %%
 start, swept = STARTS[1], {}
@@ -433,9 +469,11 @@ for name, unlike in (("nothing", ""), ("source", sources)):
 best = {name: max(share for (who, _), (_, (share, _)) in swept.items() if who == name) for name in ("nothing", "source")}
 print("the best of each:", {name: f"{share:.0%}" for name, share in best.items()})
 if LONG:
-    assert best["source"] >= best["nothing"] - 0.1  # CALIBRATE
-    assert swept["source", 1.5][1][1] < swept["nothing", 3.0][1][1]  # CALIBRATE
-    assert swept["source", 3.0][1][1] > swept["source", 1.5][1][1]  # CALIBRATE
+    (done, spoils), (done_too, spoils_too) = swept["nothing", 1.0][1], swept["source", 1.0][1]
+    assert abs(done - done_too) < 0.03 and abs(spoils - spoils_too) < 1e-3
+    assert swept["nothing", 3.0][1][0] > done + 0.12 and best["source"] < best["nothing"] + 0.06
+    assert abs(swept["source", 1.5][1][1] - swept["nothing", 1.5][1][1]) < 0.004
+    assert swept["source", 3.0][1][1] > 1.5 * swept["nothing", 3.0][1][1]
 with matplotlib.rc_context(md.plot.STYLE):
     figure = md.plot.Picture(figsize=(8, 4.6), dpi=md.plot.DPI, layout="constrained")
     axes = figure.subplots()
@@ -450,9 +488,14 @@ with matplotlib.rc_context(md.plot.STYLE):
 figure.to(None)  # a cell that ends with a figure shows it
 
 # %% [markdown]
+# The points for 1 and 1.5 lie upon each other. Scale 1 does 23 of 36 and 3 does 32: an edit needs to be pushed. The negative
+# source gets to 30, with scale 2, and by then it spoils twice as much as the empty prompt does; nearly all of the damage is
+# done to objects on new backgrounds (0.070 with 3). So the plain `pipe.edit`, from start 6, with 3, is a good beginning. The
+# source as a negative prompt is useful for another reason, in the next section.
+#
 # ## 9. Look where the other one looks
 #
-# What still goes wrong is place: an object drifts, or a shape comes out in another size. Where does a picture decide who is
+# What still goes wrong is place: see the triangles of section 7, which move up by half their height. Where does a picture decide who is
 # where? In its attention (chapter 14). An attention has two halves, $M v$: the map $M = \mathrm{softmax}(qk^\top/\sqrt d)$ says
 # who looks at whom, the values $v$ say what is seen there. **Prompt-to-prompt** (Hertz et al. 2022) draws source and target
 # side by side, and for the first share of the steps gives the target the *source's maps*:
@@ -478,9 +521,10 @@ with torch.no_grad():
 
 # %% [markdown]
 # And now for the walk. The upper half of the batch is the source, which goes back to where it came from: with the source as its
-# own negative prompt, guidance has nothing to add to it, at any scale. The lower half is the edit. **Expected:** the larger the
-# share, the less is spoilt; with shapes, whose outline *is* a matter of who belongs together, too large a share undoes the
-# edit.
+# own negative prompt, guidance has nothing to add to it, at any scale. The lower half is the edit. Too large a share should
+# hurt the shapes, we thought, whose outline *is* a matter of who belongs together. **Expected:** a share of 0.3 does 33 of 36,
+# spoils colours half as much as no borrowing at all, and nothing more than that. A share of 1 leaves the shapes alone and undoes
+# more than half of the *backgrounds*.
 
 
 # %%
@@ -503,24 +547,37 @@ for share in SHARES:
 alone = redraw(states, levels, targets, STARTS[0], 1.5, sources)
 assert_close(borrowed[0.0][0], alone, rtol=0, atol=1e-2)  # a share of nothing is section 8
 if LONG:
-    none, part = (overall(borrowed[share][1]) for share in SHARES[:2])
-    assert part[1] < none[1] and part[0] > none[0] - 0.1  # CALIBRATE
+    none, part, full = (borrowed[SHARES[k]][1] for k in (0, 1, -1))
+    assert overall(part)[0] > 0.85 and max(row.spoilt for row in part) < 0.05
+    assert overall(part)[1] < 0.9 * overall(none)[1] and part[0].spoilt < 0.75 * none[0].spoilt
+    assert full[2].done <= none[2].done - 4 and full[1].done >= none[1].done - 3
 md.plot.show_images(
     torch.cat([image[show], *(x[show].cpu() for x, _ in borrowed.values())]), columns=len(show),
     row_labels=["before", *(f"share {share:.1f}" for share in borrowed)], column_labels=[every[k].kind for k in show],
 )  # fmt: skip
 
 # %% [markdown]
+# This is our recipe: **invert plainly, begin at the noise, push away from the source with 1.5, and borrow both kinds of maps for
+# the first third of the steps.** 33 of 36 are done, more than 90 %, and what should stay is spoilt by 0.005 with colours, 0.007
+# with shapes, 0.020 with backgrounds, all of it below 0.05. How sure is that? Against the same edit without borrowing, 30 of 36
+# and 0.011, 0.008, 0.023, no mark is worse. Against section 7's 32, one more is nothing; what counts is less damage for the same
+# work. And 33 of 36 is anything from 78 % to 97 %, of the best of 16 settings that were tried on these very scenes, which
+# flatters it.
+#
+# Why backgrounds? In the last two columns a share of 1 has given the old sky back. We do not know the reason. Maps have no
+# colours in them, but if every pixel of the sky looks at the words as a grey sky does, the new word must be heard through the
+# old one's map, and that may be too little for something so large. `side_by_side` has a parameter `kinds`: borrow only the maps
+# of self-attention, or only those of the words, and find out.
+#
 # ## 10. Keep what nobody disputes
 #
-# One thing we know has not been used. Where the two sentences agree, the picture is to stay, and for that part the whole walk
-# down is *known*: it is the walk up, backwards, and with the fixed point it ends exactly at the picture. So find out where they
-# disagree, and everywhere else put back the states of the walk up, step by step (the mask is DiffEdit's, Couairon et al. 2023,
-# section 3.2):
+# Here is an idea that sounds even better, and costs. One thing we know has not been used. Where the two sentences agree, the
+# picture is to stay, and for that part the whole walk down is *known*: it is the walk up, backwards, and with the fixed point
+# it ends very nearly at the picture. So find out where they disagree, and everywhere else put back the states of the walk up,
+# step by step (the mask is DiffEdit's, Couairon et al. 2023, section 3.2):
 #
 # $$m = \Big[\,\big|\hat x_0(x_t, \text{target}) - \hat x_0(x_t, \text{source})\big| > \tfrac14 \max\,\Big], \qquad
 # x_\text{there} \leftarrow m\,x_\text{there} + (1 - m)\,x_\text{there}^\text{up}.$$
-
 
 # %%
 @torch.no_grad()
@@ -545,8 +602,9 @@ def redraw_within(mask, states, levels, start, scale):
 
 
 # %% [markdown]
-# **Expected:** nine edits in ten are done, and what should stay is spoilt by less than 0.05 in the mean, little more than what
-# the VAE costs.
+# The plain edit from the same start, at the same scale, did 32 of 36, with objects on new backgrounds spoilt by 0.027. With a
+# mask that forbids damage, it should be as many or more, and spoil less. **Expected:** 23, and 0.073. Look at the mask before
+# you read on.
 
 # %%
 closed = list(md.invert(pipe.denoiser(sources, "", 1.0, md.ddim), z, levels, refine=1))
@@ -555,7 +613,7 @@ final = redraw_within(mask, closed, levels, STARTS[1], 3.0)
 rows = marks(final, STARTS[1], 3.0, 1)
 if LONG:
     share, damage = overall(rows)
-    assert share > 0.75 and damage < 0.05  # CALIBRATE
+    assert share < 0.78 and rows[2].spoilt > 0.045 and damage > 0.02  # section 9: 0.92, 0.020 and 0.011
 pictures = torch.nn.functional.interpolate(mask[show], size=image.shape[2:]).expand(-1, 3, -1, -1) * 2 - 1
 md.plot.show_images(
     torch.cat([image[show], pictures.cpu(), final[show].cpu()]), columns=len(show), row_labels=["before", "disputed", "after"],
@@ -563,8 +621,20 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# A dozen scenes of every kind are little more than an anecdote. Two hundred of each, with intervals, for `pipe.edit` at
-# several starts and scales, are a matter of minutes: `python -m minidiff bench editing --model shapes`.
+# The backgrounds show it plainly. In the last column the sky should become navy. The mask has found a patch around the triangle,
+# and around it the sky is kept, grey. Both sentences leave the triangle where it is, but it is there that the model's two
+# pictures differ most, and against that maximum the difference of the skies is not a quarter. In the column before, nearly
+# all is disputed but a strip below the cross, and the strip is drawn back as an angular ghost: old states of a navy picture in a
+# sand-coloured one. **A mask says where a picture may change, and it is made by a model that does not know yet what the change
+# will look like.** One wrong pixel in it is put back at every step, by force.
+#
+# Colours were done 6 times, against 11 without the mask, and there the masks that we see look right. Here the pictures do not
+# tell, and one thing can not be laid to the mask at all: the walk up was refined in this section, and plain before. By section
+# 5 its far end is louder around the object. Two things were changed at once, which is one too many. To know, put ones in place
+# of `mask`, or `states` in place of `closed`.
+#
+# A dozen scenes are little more than an anecdote. Two hundred of each kind, with intervals, for `pipe.edit` at several starts
+# and scales: `python -m minidiff bench editing --model shapes`.
 #
 # ## 11. Find the bug
 #
@@ -591,7 +661,9 @@ assert off[50, "x too clean"] > 1.2 * off[50, "right"] and off[50, "x too noisy"
 assert off[200, "x too clean"] < 0.5 * off[50, "x too clean"]
 
 # %% [markdown]
-# And the model, for which a level that is not true is a picture with more noise in it than there is, or less:
+# So in a world that is known to the last digit, the slip can not be missed. And the model, for which a level that is not true is
+# a picture with more noise in it than there is, or less? One would expect at least as much. **Expected:** nothing to be seen,
+# 0.0026 when it is right and 0.0027 or 0.0024 when it is not.
 
 # %%
 same = pipe.denoiser([sources[k] for k in show], "", 1.0, md.ddim)
@@ -601,14 +673,22 @@ for name, k in (("right", start), ("x too clean", start + 1), ("x too noisy", st
     print(f"{name:12} lost {(shifted[name] - copies).abs().mean():.4f}")
 if LONG:
     errors = [(x - copies).abs().mean() for x in shifted.values()]
-    assert max(errors[1:]) > 1.5 * errors[0]  # CALIBRATE
+    assert max(errors) < 1.3 * min(errors)  # in the exact world one is 1.8 times the other
 md.plot.show_images(torch.cat([copies, *shifted.values()]).cpu(), columns=len(show), row_labels=["picture", *shifted])
 
 # %% [markdown]
+# Four rows, and no eye will tell which is wrong; the number of one wrong walk is even the best of the three. (The six columns
+# are two scenes.) Why so little? Most of what is lost is lost at the clean end, as section 4 found, wherever the walk down
+# began. And we begin high up, where $\sigma$ is 0.92 and its neighbours 0.94 and 0.91; in the exact world it was 0.43, between
+# 0.46 and 0.40. We have not told the two reasons apart. The lesson is another: **here is a bug that no evaluation of the model
+# would have caught**, no table of losses and no picture. A case with a known answer catches it at once, and so do the levels
+# themselves, if one compares those of the states with those of the walk.
+#
 # **The wrong end.** Going up, the code asks about $x$ at the level it *will* reach, because "we are going to $t$". But $x$ is
 # not there yet. An estimate that was made of $x$ at `there`, written down at `there`, is $x$ again: the walk stands still, and
 # hands the picture back as its noise. The fixed point is the honest version of the same wish. **Expected:** a "noise" of spread
-# 0.5, like the data, and half of the picture lost on the way down, with 50 steps as with 5000.
+# 0.5, like the data, and half of the picture lost on the way down: by section 2's formula, a noise $z$ is drawn as $s z$, here
+# half of it. More steps do not help a walk that stands still.
 
 
 # %%
@@ -632,8 +712,8 @@ assert_close(ends["wrong end"], x0, rtol=0, atol=1e-9)
 # trip. Here is what it costs an edit.
 #
 # **A picture that is drawn before it is inverted.** The VAE gives a Gaussian of latents. `encode` draws from it, as training
-# wants; `encode(sample=False)` takes the mean. Drawn, the same edit differs from day to day, by noise that nobody asked for and
-# that the walk up cannot explain.
+# wants; `encode(sample=False)` takes the mean. Drawn, the same edit differs from day to day, by noise that nobody asked for.
+# **Expected:** not by a little. Two edits of the same picture differ by 0.06, and the objects have moved.
 
 # %%
 kept = [states[-1 - start].x[show]]
@@ -644,13 +724,19 @@ for seed in (1, 2):
 edit = pipe.denoiser([targets[k] for k in show], [sources[k] for k in show], 3.0, md.ddim)
 cases = [pipe.decode(md.sample(md.ddim, edit, x, levels[start:], progress=False)) for x in kept]
 print(f"drawn latents: two edits of the same picture differ by {(cases[2] - cases[3]).abs().mean():.4f}")
-assert (cases[2] - cases[3]).abs().mean() > 1e-4
+assert (cases[2] - cases[3]).abs().mean() > (0.03 if LONG else 1e-4)
 md.plot.show_images(
     torch.cat([image[show], *(x.cpu() for x in cases)]), columns=len(show),
     row_labels=["before", "right", "guided up", "drawn, once", "drawn, again"],
 )  # fmt: skip
 
 # %% [markdown]
+# In the third row the guided way up makes stars where a cross or a triangle should be, and yellow where purple was asked for: the
+# noise that lacks what the source says, as in section 6. In the last two rows the crosses and some of the triangles have flown
+# off, to another place every day. It is section 2's formula once more, $\text{noise} = (x_0 - m)/s$: in a direction in which
+# pictures hardly vary, a small deviation is divided by a small $s$, and becomes much noise, at random. That is our reading. What
+# is sure is the cure, a single parameter: `sample=False`.
+#
 # ## 12. What we left out
 #
 # | left out | where to read it |

@@ -6,7 +6,7 @@ import minidiff as md
 
 OWN = {
     "marks", "pair_denoiser", "redraw_levels", "redrawn", "repainted", "seam", "seeded", "show_marks", "small_mask", "tolerant",
-    "variant", "walked",
+    "walked",
 }  # fmt: skip
 
 KNOWN, NOISE, XT = torch.randn(3, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
