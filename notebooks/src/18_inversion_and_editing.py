@@ -296,11 +296,11 @@ md.plot.show_orders({name: (COUNTS, values) for name, values in losses.items()},
 
 # %% [markdown]
 # It does: 0.030, 0.013, 0.005, 0.003, a line of first order, while the other hardly falls. So the clean end is the place. For
-# the reason there is a second candidate beside the narrow directions. This network predicts $\hat x_0$, and its noise is what that leaves, $\hat\epsilon
-# = (x - \alpha\hat x_0)/\sigma$: a small error $\delta$ becomes $\delta/\sigma$. The $k$-th step from the clean end leaves
-# $\sigma = k h$, moves by $h$, and so carries an error of $h\,\delta/(kh) = \delta/k$. The step size has cancelled. Finer
-# steps come closer to the dangerous end, and that is all they do: $\sum \delta/k$ even grows, like the logarithm of $n$.
-# Which of the two costs more in this model, we have not measured.
+# the reason there is a second candidate beside the narrow directions. This network predicts $\hat x_0$, and its noise is what
+# that leaves, $\hat\epsilon = (x - \alpha\hat x_0)/\sigma$: a small error $\delta$ becomes $\delta/\sigma$. The $k$-th step
+# from the clean end leaves $\sigma = k h$, moves by $h$, and so carries an error of $h\,\delta/(kh) = \delta/k$. The step size
+# has cancelled. Finer steps come closer to the dangerous end, and that is all they do: $\sum \delta/k$ even grows, like the
+# logarithm of $n$. Which of the two costs more in this model, we have not measured.
 #
 # The fixed point does not mind. It asks for nothing but that the step down undo the step up, whatever the network says there.
 #
@@ -348,8 +348,7 @@ md.plot.show_images(
 # noise. The outline shows in what should be featureless: all that varies is near the object. Where the picture is flat, the
 # model is never surprised, and what never surprises needs no noise. (Columns that look alike in the rows of drawings are the
 # same scene.) The fixed point makes the object's part louder, and leaves the rest as still as it was. It promises that the walk
-# comes back. It does not promise that its far end is a likely noise, and this one is not: our drawings are cleaner than
-# anything this model draws.
+# comes back. It does not promise that its far end is a likely noise, and this one is not.
 #
 # This matters for editing. The model has been trained to begin at noise, and from something that is not noise it may draw what
 # it never drew. Where an edit begins later, at `start` steps from the noisy end, it begins with a picture that still shows, and
@@ -380,10 +379,10 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# The third row has a yellow star where there was a red cross, and a cyan square for a green circle. Here is how we read it. A
-# walk down with guidance adds what the sentence says, redness and cross, more than there would be. That it may end at this very
-# picture, it has to begin at a noise that *lacks* redness and cross. Go down from there without guidance, and nothing adds them
-# back. The other way round, down with 4, costs little: an outline, no colour.
+# The third row has a yellow star where there was a red cross, and a cyan square for a green circle; the purple triangle came
+# back. Here is how we read it. A walk down with guidance adds what the sentence says, redness and cross, more than there would
+# be. That it may end at this very picture, it has to begin at a noise that *lacks* redness and cross. Go down from there
+# without guidance, and nothing adds them back. The other way round, down with 4, costs little: an outline, no colour.
 #
 # So go up at scale 1. On the way down to an edit, guidance is welcome, for there the picture *should* leave its curve.
 #
@@ -410,8 +409,8 @@ ours = redraw([state._replace(x=state.x[show[:2]]) for state in states], levels,
 assert_close(ours, theirs, rtol=0, atol=1e-2)
 
 # %% [markdown]
-# That was `pipe.edit`. Now, how much should be left out? One would think: from the noise itself, everything is done and the rest
-# suffers; the later the start, the more is kept, until the word has no say any more. That is half of the truth.
+# That was `pipe.edit`. Now, how much should be left out? One would think: from the noise itself, everything is done and the
+# rest suffers; the later the start, the more is kept, until the word has no say any more. That is half of the truth.
 # **Expected:** with colours and shapes, what is around the object is spoilt less the later we start. With backgrounds it is the
 # other way round: the object is spoilt twice as much from start 18 as from 0. And a late start costs the colours: 11 of 12 are
 # done from 6, and 5 from 18.
@@ -435,10 +434,9 @@ md.plot.show_images(
 
 # %% [markdown]
 # Start 6 does 32 of 36, and is the best of the four; 29 from 0 and 29 from 12 are not far enough from it to be sure, 25 from 18
-# is. The last column shows what is wrong with a late start. The sky is still half grey when the new word is heard; there are too
-# few steps left to repaint it, and what comes out is a pink stripe that no sentence asked for. The oracle, which looks at
-# the object and at what the background mostly is, may not mind. The triangle in the second column goes the way of section 1: too
-# much of the orange is left at the start.
+# probably is. The last column shows what is wrong with a late start. A pink stripe runs along the top, which no sentence asked
+# for. As we read it, the few steps that are left could not repaint all of a sky that was still grey. The triangle in the second
+# column goes the way of section 1: too much of the orange is left at the start.
 #
 # And how hard should the model be pushed? Two ways of pushing, to be compared at one start. With the empty prompt as usual,
 # guidance exaggerates all that the new sentence says, the parts that were right already among them:
@@ -453,11 +451,11 @@ md.plot.show_images(
 # $$\text{output} = \text{source} + s\,(\text{target} - \text{source}).$$
 #
 # Where the two sentences agree about the picture, the bracket is empty, and the walk goes down the curve on which it came up.
-# Where they differ, the difference is multiplied. In code it is a negative prompt. It is a sharp tool: once the circle is
-# blue, the source still wants it red, the bracket grows instead of closing, and a large scale overshoots into colours
-# that are none. It should win with a small scale, and lose with a large one. **Expected:** the second half of this is true. With
-# 3 it spoils twice what guidance away from nothing spoils; with 1.5 the two are alike, and so it has won nothing. At scale 1
-# both are the same formula, `output = target`, and must agree.
+# Where they differ, the difference is multiplied. In code it is a negative prompt. It is a sharp tool: once the circle is blue,
+# the source still wants it red, the bracket grows instead of closing, and a large scale overshoots into colours that are none.
+# It should win with a small scale, and lose with a large one. **Expected:** the second half of this is true. With 3 it spoils
+# twice what guidance away from nothing spoils; with 1.5 the two are alike, and so it has won nothing. At scale 1 both are the
+# same formula, `output = target`, and must agree.
 
 # %%
 start, swept = STARTS[1], {}
@@ -495,10 +493,10 @@ figure.to(None)  # a cell that ends with a figure shows it
 #
 # ## 9. Look where the other one looks
 #
-# What still goes wrong is place: see the triangles of section 7, which move up by half their height. Where does a picture decide who is
-# where? In its attention (chapter 14). An attention has two halves, $M v$: the map $M = \mathrm{softmax}(qk^\top/\sqrt d)$ says
-# who looks at whom, the values $v$ say what is seen there. **Prompt-to-prompt** (Hertz et al. 2022) draws source and target
-# side by side, and for the first share of the steps gives the target the *source's maps*:
+# What still goes wrong is place: see the second column of section 7, where the triangle moves up by half its height. Where does
+# a picture decide who is where? In its attention (chapter 14). An attention has two halves, $M v$: the map $M =
+# \mathrm{softmax}(qk^\top/\sqrt d)$ says who looks at whom, the values $v$ say what is seen there. **Prompt-to-prompt** (Hertz
+# et al. 2022) draws source and target side by side, and for the first share of the steps gives the target the *source's maps*:
 #
 # $$\text{out}_\text{target} = W_o\,M_\text{source}\,v_\text{target} \quad\text{while } t > \tau .$$
 #
@@ -523,8 +521,8 @@ with torch.no_grad():
 # And now for the walk. The upper half of the batch is the source, which goes back to where it came from: with the source as its
 # own negative prompt, guidance has nothing to add to it, at any scale. The lower half is the edit. Too large a share should
 # hurt the shapes, we thought, whose outline *is* a matter of who belongs together. **Expected:** a share of 0.3 does 33 of 36,
-# spoils colours half as much as no borrowing at all, and nothing more than that. A share of 1 leaves the shapes alone and undoes
-# more than half of the *backgrounds*.
+# does half the damage to what is around a new colour that there is without borrowing, and no more damage anywhere. A share of 1
+# leaves the shapes alone and undoes more than half of the *backgrounds*.
 
 
 # %%
@@ -557,12 +555,12 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# This is our recipe: **invert plainly, begin at the noise, push away from the source with 1.5, and borrow both kinds of maps for
-# the first third of the steps.** 33 of 36 are done, more than 90 %, and what should stay is spoilt by 0.005 with colours, 0.007
-# with shapes, 0.020 with backgrounds, all of it below 0.05. How sure is that? Against the same edit without borrowing, 30 of 36
-# and 0.011, 0.008, 0.023, no mark is worse. Against section 7's 32, one more is nothing; what counts is less damage for the same
-# work. And 33 of 36 is anything from 78 % to 97 %, of the best of 16 settings that were tried on these very scenes, which
-# flatters it.
+# This is our recipe: **invert plainly, begin at the noise, push away from the source with 1.5, and borrow both kinds of maps
+# for the first 0.3 of the steps.** 33 of 36 are done, more than 90 %, and what should stay is spoilt by 0.005 with colours,
+# 0.007 with shapes, 0.020 with backgrounds, all of it below 0.05. How sure is that? Against the same edit without borrowing, 30
+# of 36 and 0.011, 0.008, 0.023, no mark is worse. Against section 7's 32, one more is nothing; what counts is less damage for
+# the same work. And 33 of 36 is anything from 78 % to 97 %, and these are the best of more than a dozen settings that were
+# tried on these very scenes, which flatters it.
 #
 # Why backgrounds? In the last two columns a share of 1 has given the old sky back. We do not know the reason. Maps have no
 # colours in them, but if every pixel of the sky looks at the words as a grey sky does, the new word must be heard through the
@@ -578,6 +576,7 @@ md.plot.show_images(
 #
 # $$m = \Big[\,\big|\hat x_0(x_t, \text{target}) - \hat x_0(x_t, \text{source})\big| > \tfrac14 \max\,\Big], \qquad
 # x_\text{there} \leftarrow m\,x_\text{there} + (1 - m)\,x_\text{there}^\text{up}.$$
+
 
 # %%
 @torch.no_grad()
@@ -621,12 +620,12 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# The backgrounds show it plainly. In the last column the sky should become navy. The mask has found a patch around the triangle,
-# and around it the sky is kept, grey. Both sentences leave the triangle where it is, but it is there that the model's two
-# pictures differ most, and against that maximum the difference of the skies is not a quarter. In the column before, nearly
-# all is disputed but a strip below the cross, and the strip is drawn back as an angular ghost: old states of a navy picture in a
-# sand-coloured one. **A mask says where a picture may change, and it is made by a model that does not know yet what the change
-# will look like.** One wrong pixel in it is put back at every step, by force.
+# The backgrounds show it plainly. In the last column the sky should become navy. The mask has found a patch around the
+# triangle, and around it the sky is kept, grey. Both sentences leave the triangle where it is, but it is there that the model's
+# two pictures differ most, and against that maximum the difference of the skies is not a quarter. In the column before, nearly
+# all is disputed but a strip below the cross, and the strip is drawn back as an angular ghost: old states of a navy picture in
+# a sand-coloured one. **A mask says where a picture may change, and it is made by a model that does not know yet what the
+# change will look like.** One wrong pixel in it is put back at every step, by force.
 #
 # Colours were done 6 times, against 11 without the mask, and there the masks that we see look right. Here the pictures do not
 # tell, and one thing can not be laid to the mask at all: the walk up was refined in this section, and plain before. By section
@@ -661,9 +660,9 @@ assert off[50, "x too clean"] > 1.2 * off[50, "right"] and off[50, "x too noisy"
 assert off[200, "x too clean"] < 0.5 * off[50, "x too clean"]
 
 # %% [markdown]
-# So in a world that is known to the last digit, the slip can not be missed. And the model, for which a level that is not true is
-# a picture with more noise in it than there is, or less? One would expect at least as much. **Expected:** nothing to be seen,
-# 0.0026 when it is right and 0.0027 or 0.0024 when it is not.
+# So in a world that is known to the last digit, the slip can not be missed. And the model, for which a level that is not true
+# is a picture with more noise in it than there is, or less? One would expect at least as much. **Expected:** nothing to be
+# seen, 0.0026 when it is right and 0.0027 or 0.0024 when it is not.
 
 # %%
 same = pipe.denoiser([sources[k] for k in show], "", 1.0, md.ddim)
@@ -731,11 +730,11 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# In the third row the guided way up makes stars where a cross or a triangle should be, and yellow where purple was asked for: the
-# noise that lacks what the source says, as in section 6. In the last two rows the crosses and some of the triangles have flown
-# off, to another place every day. It is section 2's formula once more, $\text{noise} = (x_0 - m)/s$: in a direction in which
-# pictures hardly vary, a small deviation is divided by a small $s$, and becomes much noise, at random. That is our reading. What
-# is sure is the cure, a single parameter: `sample=False`.
+# In the third row the guided way up makes stars where a cross or a triangle should be, and yellow where purple was asked for:
+# the noise that lacks what the source says, as in section 6. In the last two rows the crosses and some of the triangles have
+# flown off, to another place every day. It is section 2's formula once more, $\text{noise} = (x_0 - m)/s$: in a direction in
+# which pictures hardly vary, a small deviation is divided by a small $s$, and becomes much noise, at random. That is our
+# reading. What is sure is the cure, a single parameter: `sample=False`.
 #
 # ## 12. What we left out
 #
