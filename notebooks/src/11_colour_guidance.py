@@ -8,8 +8,8 @@
 # pictures, or pictures whose objects are red. Is there anything to be done but train again?
 #
 # There is, for every wish that can be written as a number with a slope. We write two such numbers, derive from Bayes' rule
-# what a walk has to do with them, and find one factor in it that every tutorial takes for something else. Then we steer a
-# model that is asked for nothing at all.
+# what a walk has to do with them, and find one factor in it for which formulas are in use that differ by four powers of ten.
+# Then we steer a model that is asked for nothing at all.
 #
 # You need DDIM (chapter 06), the exact denoisers of chapter 02, and the fact that autograd gives slopes. No network is
 # trained here; the one that is asked comes with the library.
@@ -19,9 +19,10 @@
 # > the model, 10 for the bugs. Sections 1 to 5 need no network and run in half a minute.
 # >
 # > Worth asking before the cell is run: *if I descend the loss on the finished picture, what is left of the picture?*
-# > (section 1) · *in pure noise, how much does the guess of x0 change when x_t does?* (section 3; the votes will span five
-# > powers of ten, and so do the textbooks) · *the wish is ten times too strong: what does the walk draw?* (section 7) ·
-# > *in the bug of section 10 the loss is lower than in the right program: what would you look at to find it?*
+# > (section 1) · *in pure noise, how much does the guess of x0 change when x_t does?* (section 3; the votes will be far
+# > apart, and the formulas in use span four powers of ten) · *the loss is down by a factor of 300: what is on the picture?*
+# > (section 6, before the pictures are shown) · *in the bug of section 10 the loss is lower than in the right program: what
+# > would you look at to find it?*
 
 # %%
 import time
@@ -45,7 +46,7 @@ PICTURES = 16  # drawn by the model, for each row or point  # quick: 2
 STEPS = 40  # of DDIM where the loss is watched  # quick: 8
 SHORT = 20  # of DDIM where many pictures are drawn  # quick: 4
 SCALES = (0, 100, 300, 1000, 2000, 3000, 10000)  # for the model  # quick: (0, 300)
-SCALE = 3000  # the one that is used for lightness, past the network
+SCALE = 3000  # for a mean colour, past the network; section 7 sweeps it
 PALETTE = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")  # asked of the model  # quick: ("red",)
 CALLED = 20  # scale of the loss by palette
 LONG = True  # hold the numbers that need many pictures  # quick: False
@@ -162,7 +163,7 @@ md.plot.show_images(torch.cat(half), columns=8, row_labels=["drawn", "20 steps",
 #
 # 1. **Ask the network.** It is a function, autograd differentiates it. That costs a backward pass, and is right.
 # 2. **Hold $\hat\epsilon$ fixed** in $\hat x_0 = (x_t - \sigma\hat\epsilon)/\alpha$, because it was computed under
-#    `no_grad`. Then the factor is $1/\alpha$. The tutorials do that, without saying so.
+#    `no_grad`. Then the factor is $1/\alpha$. The loop of section 10 does that, without saying so.
 # 3. **Guess.** Pretend that pictures are white noise of variance 1. Their exact denoiser is
 #    $\hat x_0 = \alpha x_t/(\alpha^2+\sigma^2)$, so the factor is $\alpha/(\alpha^2+\sigma^2)$ (Song et al. 2023).
 #
@@ -212,8 +213,8 @@ print(f"autograd and finite differences part by {worst:.1e} of the slope at most
 assert worst < 1e-3
 
 # %% [markdown]
-# How large is the true factor, $|g|/|\nabla L|$, level by level? **Expected: two hundred times the guess of white noise
-# in pure noise, and far below it below $t = 200$; never near $1/\alpha$ in heavy noise.**
+# How large is the true factor, $|g|/|\nabla L|$, level by level? **Expected: at $t = 999$ 1.5, which is 240 times the guess of
+# white noise and a hundredth of $1/\alpha$; at $t = 250$ 0.07, a tenth of the guess.**
 
 # %%
 ts = [999, 950, 900, 800, 700, 600, 500, 400, 300, 250]
@@ -234,8 +235,10 @@ md.plot.show_curves({name: (ts, values) for name, values in factors.items()}, xl
 
 # %% [markdown]
 # Nobody is right. White noise of variance 1 is right about one number; but lightness is shared by all 768 numbers of a
-# picture, so in its direction the variance is hundreds. And in light noise everything is decided, and nothing moves any
-# more, which the guess does not know.
+# picture, so in its direction the variance is hundreds: 240 in pure noise. And in light noise everything is decided, and
+# nothing moves any more, which neither formula knows. In between the truth crosses both curves: at $t = 600$ it is close to
+# $1/\alpha$, at 400 even twice as large. Eight noisy pictures lie behind each point, and near $t = 400$ a single one that still
+# wavers between two pictures may lift the curve: do not read its dent as a law.
 #
 # What the guess has, and $1/\alpha$ has not, is a bound: $\sigma^2/\alpha$ times it is
 # $\sigma^2/(\alpha^2+\sigma^2) \le 1$ in every schedule, while $\sigma^2/\alpha^2$ is 24 800 in pure noise. So its scale has
@@ -286,8 +289,9 @@ print("as the library's; and x_t is what it was")
 #
 # We put $e^{-sL(\hat x_0)}$ for a mean. What did that cost? For a finite set the wanted distribution is known: picture
 # $i$ has probability proportional to $e^{-sL_i}$, and its mean loss is a sum of 500 terms. **Expected: the walk through
-# the denoiser stays within 0.15 of Bayes at every scale. The cheap one, which believes in white noise, needs a
-# hundred times the scale for the same loss; and where it has it, it draws the same few pictures again and again.**
+# the denoiser stays within 0.15 of Bayes at every scale, and within 0.03 from scale 3 on. The cheap one, which believes in
+# white noise, does almost nothing at these scales. With a hundred times the scale it follows as far as 3; at 10 it has the
+# loss, but 11 different pictures where the right walk has 45; and beyond that its loss *rises* again.**
 
 # %%
 table = {"Bayes' rule": [], "through the denoiser": [], "cheap": [], "cheap, 100 times the scale": []}
@@ -306,6 +310,9 @@ bayes, dear, cheap, strong = (torch.tensor(row) for row in table.values())
 assert (dear - bayes).abs()[1:].max() < 0.2 and dear[-1] < dear[0] / 3
 assert cheap[1] > 0.9 * cheap[0] and strong[-1] < strong[0] / 3
 assert kinds["cheap, 100 times the scale"][-1] <= kinds["through the denoiser"][-1]
+if LONG:
+    assert (dear - bayes).abs()[2:].max() < 0.06 and strong[-1] > 2 * strong.min()
+    assert kinds["cheap, 100 times the scale"][3] < kinds["through the denoiser"][3] / 2
 figure = md.plot.show_curves(
     {name: ([max(scale, 0.3) for scale in WISHES], row) for name, row in table.items()},
     xlabel="scale, in nats (0 is drawn at 0.3)", ylabel="mean loss of what is drawn", title="the wish, and what it gets",
@@ -314,6 +321,14 @@ figure.axes[0].set_xscale("log")
 figure.to(None)  # a cell that ends with a figure shows it
 
 # %% [markdown]
+# The gap of 0.13 at the left end is not the wish's: at scale 0 nothing is steered. The losses spread by 0.56, so a mean of 64
+# is off by 0.07 on average; 0.13 is 1.8 times that, and may be chance.
+#
+# Few different pictures are no fault in themselves: 64 draws by Bayes' rule would show 45, 36 and 17 at scales 10, 30 and
+# 100, and the walk through the denoiser has 45, 24 and 13. The cheap walk has 11, 7 and 7, and at the end they are not even
+# the light ones (0.19, where 0.06 can be had). Its pushes are longest in heavy noise, before anything is decided; we take it
+# that they choose the picture there, and that later pushes cannot take it back. Section 10 shows the same from another side.
+#
 # Remember from this picture what a scale means. Through the network it counts in nats, and ten are a strong wish. Past the
 # network it is the length of a step. There is no common number, and a scale that is quoted without saying which of the two
 # it belongs to says nothing.
@@ -391,8 +406,9 @@ with torch.no_grad():
 # %% [markdown]
 # Then the curve that every tutorial on guidance prints: the loss of the model's belief, step by step. A well-known one
 # guides a model of paintings to $(0.9, 0.9, 0.9)$ in 40 steps, and prints at steps 0, 10, 20, 30 (its scale of 40
-# taken out) 0.747, 0.095, 0.087, 0.089: a fall by eight, a floor, and a slight rise at the end. **Expected of ours: down
-# by a factor of 8 or more within the 40 steps; and without guidance no such fall.** The first number is that of pure
+# taken out) 0.747, 0.095, 0.087, 0.089: a fall by eight, a floor, and a slight rise at the end. **Expected of ours: a
+# factor of 8 is passed before step 10, where it is 14, and at the end of the 40 steps it is over 300, from 1.07 to 0.003;
+# without guidance there is no fall at all.** The first number is that of pure
 # noise, where the model believes in the mean of all latents, and what a mean of latents shows is nothing in particular.
 
 # %%
@@ -402,8 +418,8 @@ fall = curves[after][0] / curves[after][-1]
 print(f"guided, the loss falls by a factor of {fall:.1f}; without, by {curves[before][0] / curves[before][-1]:.2f}")
 assert fall > 2
 if LONG:
-    assert fall > 8  # CALIBRATE
-    assert 0.5 < curves[before][0] / curves[before][-1] < 2  # CALIBRATE
+    assert curves[after][0] / curves[after][10] > 8 and fall > 50
+    assert 0.8 < curves[before][0] / curves[before][-1] < 1.2
 published = {"a tutorial's": ([0, 10, 20, 30], [29.8857 / 40, 3.8002 / 40, 3.4819 / 40, 3.5615 / 40])}
 md.plot.show_curves({name: (range(STEPS), row) for name, row in curves.items()} | published, xlabel="step",
                     ylabel="loss of the model's belief", title="a wish on the way")  # fmt: skip
@@ -412,16 +428,18 @@ md.plot.show_curves({name: (range(STEPS), row) for name, row in curves.items()} 
 md.plot.show_images(torch.cat([free[:8], white[:8]]).cpu(), rows=2, row_labels=["asked for nothing", "guided to white"])
 
 # %% [markdown]
-# The same noises, above and below. The network was never told of white. It was told, forty times, that its belief was a
-# little off, and each time it answered with the nearest thing that it knows: a white ground, and on it something small or
-# pale. Repainting (section 1) reached a lower loss, and nothing else.
+# The same noises, above and below. The network was never told of white. It was told, forty times, that its belief was
+# off, and it found the white ground, which it knows. But look again: nothing is on it, save faint pink traces where objects
+# were. The curve falls further than the tutorial's, and the drawings are blank paper. We had expected something
+# small or pale; what we got is section 1 once more, with a loss of 0.003 where repainting had 0.007. A white ground is the
+# model's own, so this is a kinder failure than a can of paint. It is a failure all the same, and *no curve of a loss shows it*.
 #
 # ## 7. Too little, too much
 #
 # Turn the knob from nothing to far too much and count two things: the loss, and the share of drawings in which the oracle,
-# `md.data.read_shapes`, finds any object at all. It reads geometry and refuses what is no picture of ours. **Expected: at
-# 100 the loss has lost less than a fifth, at 10000 more than nine tenths; and the share of drawings with something to be read
-# holds at first and ends at next to nothing, on blank paper.**
+# `md.data.read_shapes`, finds any object at all. It reads geometry and refuses what is no picture of ours. **Expected: up to
+# 300 the loss falls by less than a quarter, and some 80 % of the drawings can be read; at 1000, where 0.6 of 1.1 is left of the
+# loss, it is 6 of 16; at 2000, where the loss has fallen by eight, 3 of 16; from 3000 on none.**
 
 # %%
 swept, readable, strip = [], [], []
@@ -433,8 +451,8 @@ for scale in SCALES:
     print(f"scale {scale:6}: loss {swept[-1]:.3f}, something to be read in {readable[-1]:.0%}")
 assert swept[1] < swept[0]
 if LONG:
-    assert swept[1] > 0.8 * swept[0] and swept[-1] < 0.1 * swept[0]  # CALIBRATE
-    assert readable[0] > 0.7 and readable[-1] < readable[0] - 0.3  # CALIBRATE
+    assert swept[2] > 0.7 * swept[0] and swept[4] < 0.25 * swept[0] and swept[-1] < 0.02 * swept[0]
+    assert readable[0] > 0.7 and readable[2] > 0.7 and readable[4] < 0.5 and readable[-1] < 0.2  # 14, 14, 3 and 0 of 16
 md.plot.show_images(torch.cat(strip).cpu(), columns=min(6, PICTURES), row_labels=[f"scale {scale}" for scale in SCALES])
 
 # %%
@@ -443,16 +461,22 @@ md.plot.show_curves({"loss": (steps, swept), "share with something to be read": 
                     xlabel="scale " + ", ".join(map(str, SCALES)), title="too little, too much")  # fmt: skip
 
 # %% [markdown]
-# At the left the model does as it likes. At the right the wish does, and we are back at the can of paint. What lies between
-# is not a plateau that one could miss without harm. So: sweep the scale on few steps and few pictures, look, choose.
+# At the left the model does as it likes; at the right the wish does. Follow a column down. Grounds do not fade from black to
+# white, as they did under repainting: they change to the next lighter one that the model knows, black to dark blue, blue to
+# grey or cream, cream to white. So it does keep to its pictures for a while. Then, between 300 and 2000, it gives way: the
+# loss falls to a seventh, and of 14 drawings that could be read 3 are left. There is no plateau on which a scale would be
+# safe, and with this loss, past the network, we found none that has both, a loss down by eight and most drawings whole. A
+# wish for *all* pixels to be white is a wish against objects, and the model can grant it only without them. So: sweep the
+# scale on few steps and few pictures, look, choose; and count something else beside the loss.
 #
 # ## 8. Through the network
 #
 # Tweedie's formula promised more for the dear way: the network knows in which directions its belief may still move. The
 # price is a backward pass through the U-Net, and its memory. On a flow there is one catch: the walk begins at $\alpha = 0$,
 # where $x_t$ says nothing of $x_0$ and no slope goes through. `md.between` leaves that level to the plain denoiser.
-# **Expected: three times the time of a plain walk or more, but little more than the cheap way, for the decoder costs more
-# than so small a U-Net; and a scale of 20, not of 3000, for a loss of less than half.**
+# **Expected: four to five times the time of a plain walk, but only a little more than the cheap way, for the decoder costs
+# more than so small a U-Net. With a scale of 20, not of 3000, the loss falls to a fifth, and 12 of 16 drawings can still be
+# read. No cheap scale did both: 1000 left three times that loss and had 6, 2000 left less and had 3.**
 
 # %%
 strong = md.guided(anything, light, 20, through_net=True)
@@ -465,8 +489,9 @@ for name, denoise in (("plain", anything), ("cheap", guided(anything, light, SCA
     found = sum(len(reading) > 0 for reading in md.data.read_shapes(made[name])) / PICTURES
     print(f"{name:20} {seconds[name]:5.1f} s, loss {wish(made[name]).item() / PICTURES:.3f}, readable {found:.0%}")
 if LONG:
-    assert seconds["through the network"] > 1.5 * seconds["plain"]  # CALIBRATE
-    assert wish(made["through the network"]) < wish(made["plain"]) / 2  # CALIBRATE
+    assert seconds["through the network"] > 2 * seconds["plain"]
+    assert wish(made["through the network"]) < wish(made["plain"]) / 3
+    assert wish(made["through the network"]) / PICTURES < swept[3] and found > max(0.5, readable[3])  # found: the last row's
 try:
     strong(noise, pipe.recipe.levels(SHORT, md.ddim)[0])
 except ValueError as error:
@@ -474,12 +499,17 @@ except ValueError as error:
 md.plot.show_images(torch.cat([x[:8] for x in made.values()]).cpu(), rows=3, row_labels=list(made))
 
 # %% [markdown]
+# This is what we had hoped to see in section 6: white grounds with something on them. Tweedie's formula says why it may be
+# so: where the model still wavered it was moved, and where it had decided it was left alone. Two of the eight shown are cream
+# and one is dark blue: the factor of five is not the cheap way's 300, and that is its merit. (One scale, sixteen noises:
+# enough for 12 against 6, not for a law.)
+#
 # ## 9. A wish with a vocabulary
 #
 # "Red objects", not "a red picture". `color_loss` cannot say that: for it the ground is 80 % of the matter. The oracle can:
 # it separates objects from the ground and calls each by the nearest colour of a palette of eight. But a nearest neighbour
-# has no slope. Make it soft. Let every colour $c_k$ of the palette be a Gaussian of spread $\tau = 0.15$, half of
-# what the nearest two are apart. Then the chance that a pixel is called $k$ is Bayes' rule again,
+# has no slope. Make it soft. Let every colour $c_k$ of the palette be a Gaussian of spread $\tau = 0.15$, a little less
+# than half of what the nearest two are apart. Then the chance that a pixel is called $k$ is Bayes' rule again,
 #
 # $$p(k \mid x_p) = \mathrm{softmax}_k\!\left(-\frac{|x_p - c_k|^2}{2\tau^2}\right), \qquad
 # L = \frac{\sum_p w_p\,\big(-\log p(\mathrm{red} \mid x_p)\big)}{\sum_p w_p}, \qquad
@@ -533,10 +563,10 @@ md.plot.show_images(both, rows=2, titles=titles + ["w"] * 6)
 # %% [markdown]
 # The lower row is $w$, the upper's titles are the colours with the lowest loss: those that the oracle reads.
 #
-# Now the model, and one judge for all: a drawing obeys if the oracle finds objects in it and all of them are red. Three
-# ways to ask. **Expected: with nothing asked, one drawing in eight or fewer obeys; with `palette_loss` most, and the ground
-# stays where it was. `color_loss` of red is about every pixel: objects swell, for the model knows no red ground, and
-# grounds change to please it, at least twice as much.**
+# Now the model, and one judge for all: a drawing obeys if the oracle finds objects in it and all of them are red. Three ways
+# to ask. **Expected: with nothing asked, 1 drawing of 16 obeys; with `color_loss` 5, with `palette_loss` 11. `color_loss` of
+# red is about every pixel: as the model knows no red ground, objects swell to more than twice their area, and grounds change.
+# With `palette_loss` objects grow by a quarter; grounds move too, though by little more than half as much.**
 
 
 # %%
@@ -561,13 +591,23 @@ for name, x in turned.items():
     ground[name] = moved
     print(f"{name:18} {share[name]:.0%} obey, the ground moved by {moved:.3f}, objects have {swollen:.0%} of their size")
 if LONG:
-    assert share["asked for nothing"] < 0.3 and share["palette_loss"] > 0.6  # CALIBRATE
-    assert ground["palette_loss"] < ground["color_loss"] / 2  # CALIBRATE
+    assert share["asked for nothing"] < 0.25 and share["palette_loss"] > max(0.4, share["color_loss"])  # 1, 11 and 5 of 16
+    assert ground["palette_loss"] < 0.8 * ground["color_loss"] and swollen < 1.7  # swollen: the last row's
 md.plot.show_images(torch.cat([x[:8] for x in turned.values()]).cpu(), rows=3, row_labels=list(turned))
 
 # %% [markdown]
-# Compare the first row with the last: places and shapes are mostly those of the same noise, the colour is not. Every colour of
-# the palette can be asked for, with no word of it spoken. **Expected: more than half obey, over all colours.**
+# Two things are not as we had guessed. The loss says nothing of the ground, and we took it that grounds would stay. Most of
+# those shown do; but in the sixth column dark blue has become black, and over all sixteen the grounds moved by 0.34, of a
+# range of 2. Why, we have not found out. One candidate: $w$ is read off the belief, and in heavy noise the belief is a fog,
+# in which ground and object are not yet told apart.
+#
+# And compare the first row with the last. What is drawn stands where something stood before, but often it has another
+# shape, and in four of the eight columns an object is *gone*: the purple triangle, the cyan star, the green square, the
+# blue blob. It was not painted red; it was left out. No gradient passes through $w$, so nothing in the loss asks for
+# that. But a mean over objects is content with a picture of fewer objects, and the model knows many of those.
+#
+# Every colour of the palette can be asked for, with no word of it spoken. **Expected: 62 % obey, over all colours; of every
+# colour but green more than half.**
 
 # %%
 obeyed, sheet = {}, []
@@ -577,10 +617,15 @@ for colour in PALETTE:
     sheet.append(x[:6])
 print({colour: f"{value:.0%}" for colour, value in obeyed.items()}, f"mean {sum(obeyed.values()) / len(obeyed):.0%}")
 if LONG:
-    assert sum(obeyed.values()) / len(obeyed) > 0.5  # CALIBRATE
+    assert sum(obeyed.values()) / len(obeyed) > 0.5 and min(obeyed.values()) > 0.2  # the least: green, 6 of 16
 md.plot.show_images(torch.cat(sheet).cpu(), columns=min(6, PICTURES), row_labels=list(PALETTE))
 
 # %% [markdown]
+# Read the rows for what went wrong in the other 38 %. Some drawings keep a second object in another colour (a green star
+# beside the orange heart), some stop at a neighbour (red for orange), and two of the green row are empty: where
+# no object is, nothing is the wrong colour, and the loss is 0. The oracle does not count them as obedience. Whether green is
+# truly harder, 6 of 16 against 9 to 11, cannot be said from sixteen drawings.
+#
 # ## 10. Find the bug
 #
 # **The level of the wrong step.** A widely copied loop of CLIP guidance reads
@@ -592,9 +637,9 @@ md.plot.show_images(torch.cat(sheet).cpu(), columns=min(6, PICTURES), row_labels
 #
 # The factor is meant to undo the $1/\alpha_t$ of the held $\hat\epsilon$ (section 3). But `alphas_cumprod` is a table by
 # *timestep*, and `i` counts the *loop*. At the first of 50 steps, $t = 980$: the right factor is 0.0077, and entry number 0
-# is 0.9999. **Expected: the first push is 130 times too strong. In the exact world the right loop draws some forty
-# different pictures of 64 noises, and the wrong one the same few over and over.** Nothing raises an error, and the loss is even
-# lower: who looks at the loss alone will call it an improvement.
+# is 0.9999. **Expected: the first push is 130 times too strong. In the exact world the right loop draws 58
+# different pictures of 64 noises, as many as without a wish, and the wrong one 4.** Nothing raises an error, and the loss is
+# far lower, 0.05 instead of 0.68: who looks at the loss alone will call it an improvement.
 
 
 # %%
@@ -630,9 +675,10 @@ md.plot.show_images(torch.cat([x[:8] for x in ends]), rows=2, row_labels=["times
 # 3. the picture is taken to 0 … 255 first: every slope is 127.5 times as steep (and if it is rounded too, there is none);
 # 4. the mean over the batch, not the sum: the wish is divided by 64.
 #
-# We wish for black, cheaply, at scale 300. **Expected: the right one halves the loss or better, and still draws most of its
-# pictures; 1 gets part of the way, 2 ends with more grey than without any wish, 3 draws the same few pictures, and 4 hardly
-# moves.**
+# We wish for black, cheaply, at scale 300. **Expected: the right one takes the loss from 0.81 to 0.29, and draws 39
+# different pictures where there were 58. 2 ends farther from black than without any wish, 3 draws the same five pictures, and 4
+# hardly moves. But 1 reaches 0.42 and draws 52.** It is the one to be afraid of: no number of this table gives it away. It
+# looks like the right program with a smaller scale.
 
 # %%
 rgb = torch.tensor((0.06, 0.06, 0.08)).view(3, 1, 1)
@@ -666,13 +712,15 @@ for name, (loss, different) in damage.items():
 least = damage["right"][0]
 assert least < 0.6 * damage["no wish"][0] and damage["mean over the batch"][0] > 0.85 * damage["no wish"][0]
 assert damage["colour in [0, 1]"][0] > 1.3 * least and damage["pixels to 255"][1] < damage["right"][1] / 2
+if LONG:
+    assert 1.2 * least < damage["about x_t"][0] < 0.75 * damage["no wish"][0] < 0.75 * damage["colour in [0, 1]"][0]
 
 # %% [markdown]
 # **Clamping.** It seems prudent to hold $\hat x_0$ to $[-1, 1]$ before the loss looks at it. But outside the range a clamp
 # is flat, and its slope is 0: exactly the pixels that are farthest off are not pushed. How many are these? Give a
 # denoiser an error of only 1 % in $\hat\epsilon$, which every network has. **Expected: at $t = 980$, where the
-# error in $\hat x_0$ is $0.01\,\sigma/\alpha = 1.3$, about two numbers in five have lost their slope; at $t = 300$ hardly
-# any.**
+# error in $\hat x_0$ is $0.01\,\sigma/\alpha = 1.3$, 44 % of the numbers have lost their slope; from $t = 800$ down it is 1 %
+# or fewer.** The damage is done where a walk begins, and where the most is still open.
 
 # %%
 lost = {}
