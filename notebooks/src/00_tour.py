@@ -40,7 +40,7 @@ MODEL = os.environ.get("MINIDIFF_SD", "")  # a real Stable Diffusion, for sectio
 # %% [markdown]
 # ## 1. A sentence becomes a picture
 #
-# The model below comes with this repository. It is a Stable Diffusion in small: the same parts in the same places, four
+# The model below comes with this repository. It is a Stable Diffusion in small: the same parts in the same places, five
 # million weights where the real one has a thousand million, trained on drawings of coloured shapes by the code of this course.
 
 # %%
@@ -55,7 +55,9 @@ md.plot.show_images(drawn, title=sentence)
 # %% [markdown]
 # Write your own sentence. The model knows the words of `md.data.WORDS`, and says so if it meets another. Is the picture
 # right? Nobody needs to look: `md.data.read_shapes` reads from the pixels what is there, without a network. So we can ask for
-# many things and count. **Expected:** of eight kinds of sentence, colours, numbers, places, at least 85 % obeyed.
+# many things and count: eight kinds of sentence, about colours, numbers, places, and the last two kinds with pairs of colour
+# and shape that no training picture showed. **Expected:** at least 80 % obeyed. (With this seed it is 29 of 32. Two more or
+# fewer would be chance: 32 questions are few, and chapter 21 says how few.)
 
 # %%
 questions = alignment.questions(EACH, seed=SEED)
@@ -71,7 +73,7 @@ def ask(scale):
 pictures, right = ask(scale=3)
 print(f"{sum(right)} of {len(right)} obeyed")
 if LONG:
-    assert sum(right) >= 0.85 * len(right)  # CALIBRATE
+    assert sum(right) >= 0.8 * len(right)
 one_of_each = slice(None, None, EACH)
 md.plot.show_images(pictures[one_of_each], titles=[q.text for q in questions[one_of_each]], columns=4)
 
@@ -100,6 +102,7 @@ md.plot.show_images(torch.cat(noisy), titles=[f"t = {t}" for t in ts])
 # all that a network learns. (This one does not look at pixels but at a compressed picture, a *latent*: `encode` makes it,
 # `decode` shows it, chapter 13.) In pure noise it has only the sentence, and answers with the mean of all that it may become.
 # **Expected:** the two beliefs always add up to $x_t$, and from $t = 1000$ to 250 the error of $x_0$ falls tenfold or more.
+# (Most of that fall comes before $t = 750$, where the eye finds nothing in the upper row yet.)
 
 # %%
 for net in (pipe.unet, pipe.vae, pipe.text_encoder):
@@ -115,7 +118,7 @@ for xt, belief, t in zip(noisy, beliefs, ts, strict=True):
 errors = [(belief.x0 - z).square().mean().item() for belief in beliefs]
 print({t: round(error, 3) for t, error in zip(ts, errors, strict=True)})
 if LONG:
-    assert errors[0] > 10 * errors[-1]  # CALIBRATE
+    assert errors[0] > 10 * errors[-1]
 rows = torch.cat([*noisy, *(belief.x0 for belief in beliefs)])
 md.plot.show_images(pipe.decode(rows), row_labels=["$x_t$", "believed"], column_labels=[f"t = {t}" for t in ts])
 
@@ -165,34 +168,48 @@ drawn = [pipe([sentence] * 4, guidance_scale=scale, latents=same, **how) for sca
 _, plain = ask(scale=1)
 print(f"obeyed at scale 1: {sum(plain)} of {len(plain)}; at scale 3: {sum(right)}")
 if LONG:
-    assert sum(plain) <= sum(right)  # CALIBRATE
+    assert sum(plain) < sum(right)
 md.plot.show_images(torch.cat(drawn), row_labels=[f"scale {scale}" for scale in scales], columns=4)
 
 # %% [markdown]
+# 24 of 32 against 29: the right direction, and too few questions to say how much it is; chapter 09 asks more. The picture shows
+# what a count hides. To overshoot is not to understand: at scale 3 the third noise gets a second star that nobody asked for,
+# though at scale 1 it had been right, and at scale 10 stars are torn and the last circle is stained.
+#
 # ## 7. img2img: begin in the middle
 #
 # A walk need not begin in pure noise. Take a sketch, add noise up to some level, and walk down from there: what the noise has
-# drowned is drawn anew, what it has not stays (chapter 17). `strength` says how far up. **Expected:** at 0.8 two crude patches
-# have become what the sentence says; at 0.2 they are still patches.
+# drowned is drawn anew, what it has not stays (chapter 17). `strength` says how far up, as a share of the steps. The sketch
+# below is two squares, and the sentence wants a circle and a star. **Expected:** at 0.8 it has them; at 0.05, which is one
+# step of the 20, the blue square is still a square.
 
 # %%
 sketch = torch.full((1, 3, 64, 64), 0.9)
 for left, rgb in ((6, (0.8, -0.7, -0.7)), (36, (-0.7, -0.4, 0.8))):
     sketch[:, :, 21:43, left : left + 22] = torch.tensor(rgb).view(3, 1, 1)
-strengths = (0.2, 0.5, 0.8)
+strengths = (0.05, 0.2, 0.8)
 redrawn = [pipe.img2img(sentence, sketch, strength, torch.Generator().manual_seed(SEED), guidance_scale=3, **how)
            for strength in strengths]  # fmt: skip
 seen = [[f"{a.colour} {a.shape}" for a in reading] for reading in md.data.read_shapes(torch.cat(redrawn))]
 print(dict(zip(strengths, seen, strict=True)))
 if LONG:
-    assert seen[-1] == ["red circle", "blue star"] != seen[0]  # CALIBRATE
+    assert seen[-1] == ["red circle", "blue star"]
+    assert "blue square" in seen[0] and "blue square" not in seen[1]
 md.plot.show_images(torch.cat([sketch, *redrawn]), titles=["sketch", *(f"strength {s}" for s in strengths)])
 
 # %% [markdown]
+# The first draft of this chapter promised that 0.2 would leave the squares alone. It does not: the shapes are those of the
+# sentence already, and what is left of the sketch is its colours, its places and the light ground. Even the one step of 0.05
+# has begun: the corners of the red square are rounded, so that the reader calls it a circle, and those of the blue one are
+# drawn out. At 0.8 the ground and the places have gone too. Strength counts steps, not noise, and a small share of the steps
+# can be a lot of noise: on this model's walk the last step begins at $\sigma = 0.14$, the last 4 of 20 at 0.43, the last 16 at
+# 0.92. Why 0.43 is enough for a new shape, we did not test here.
+#
 # ## 8. Inpainting: a denoiser that knows part of the answer
 #
 # Where a mask is 0, the picture is known, and the denoiser is made to say so; elsewhere it invents (chapter 17).
-# **Expected:** the left edge stays as it was to 0.03 of 2, and on the right stands a green heart.
+# **Expected:** on the right stands a green heart, a pair of colour and shape that no training picture showed; and the left edge
+# is the same to the last digit. The second is no feat of the network: `inpaint` puts the known pixels back at the end.
 
 # %%
 mask = torch.zeros(1, 1, 64, 64)
@@ -203,25 +220,36 @@ kept = (painted - picture)[..., :16].abs().mean().item()
 seen = [f"{a.colour} {a.shape}" for a in md.data.read_shapes(painted)[0]]
 print(f"{seen}; the left edge differs by {kept:.3f}")
 if LONG:
-    assert kept < 0.03 and "green heart" in seen  # CALIBRATE
+    assert kept == 0 and "green heart" in seen
 md.plot.show_images(torch.cat([picture, 2 * mask.expand(-1, 3, -1, -1) - 1, painted]), titles=["picture", "mask", wish])
 
 # %% [markdown]
+# Putting pixels back can leave a seam (chapter 17, section 8). Look closely just right of where the mask begins: there is a
+# faint speck. Whether it comes from that or from the network, we have not found out.
+#
 # ## 9. Editing by words
 #
 # The same steps lead *up*, from a picture to the noise that it would have come from. Walk up with one sentence and down with
-# another: what both agree on stays (chapter 18). **Expected:** the circle is green, and the star still a blue star.
+# another: what both agree on should stay (chapter 18). **Expected:** the circle is green, and the right half, where the star
+# is, differs from what it was by less than 0.06 of 2. We also print how sure the reader of section 1 is of each thing.
 
 # %%
 target = "a green circle left of a blue star"
 edited = pipe.edit(picture, sentence, target, steps=STEPS, start=STEPS // 10, guidance_scale=3)
-seen = [f"{a.colour} {a.shape}" for a in md.data.read_shapes(edited)[0]]
-print(seen)
+moved = (edited - picture)[..., 32:].abs().mean().item()
+for reading in md.data.read_shapes(torch.cat([picture, edited]), min_confidence=0):
+    print([f"{a.colour} {a.shape}, {a.confidence:.2f} sure" for a in reading])
+print(f"the right half differs by {moved:.3f}")
 if LONG:
-    assert seen == ["green circle", "blue star"]  # CALIBRATE
+    assert "green circle" in [f"{a.colour} {a.shape}" for a in md.data.read_shapes(edited)[0]] and moved < 0.06
 md.plot.show_images(torch.cat([picture, edited]), titles=[sentence, target])
 
 # %% [markdown]
+# To the eye the star has stayed. The reader is stricter: what it is less than half sure of it does not count, and this star
+# with its bent leg passed that mark narrowly before the edit (0.52) and fails it after (0.32). So a count by the reader calls
+# this edit a failure; the first draft of this chapter had promised that it would find the star. An automatic judge has a
+# threshold, and near it one verdict says little: count many (chapter 21).
+#
 # ## 10. Without any network
 #
 # A denoiser is any function that guesses $x_0$. If all pictures of the world were these 64 drawings, the best guess would be a
@@ -241,10 +269,10 @@ md.plot.show_trajectory(states, images=2)
 # %% [markdown]
 # ## 11. A network learns
 #
-# Now watch one learn, six times smaller than section 1's, on pictures of circles. Training is one sentence: take a picture,
-# drown it, have the network guess, correct it by its error (chapters 03 to 05). Each row shows what it makes of the same six
-# noises; a new one says grey to everything. **Expected:** in less than a minute there are circles, and the last fifty losses
-# are less than a quarter of the first fifty.
+# Now watch one learn, with less than a fifth of the weights of section 1's U-Net, on pictures of circles. Training is one
+# sentence: take a picture, drown it, have the network guess, correct it by its error (chapters 03 to 05). Each row shows what
+# it makes of the same six noises; a new one says grey to everything. **Expected:** after 300 steps there are circles, and the
+# mean of the last fifty losses is less than a twentieth of that of the first fifty. (Here it is less than a hundredth.)
 
 # %%
 scenes = md.data.Shapes(1000, 32, shapes=["circle"], backgrounds=["white"], sizes=["large"])
@@ -270,7 +298,7 @@ look(trainer)
 first, last = (sum(some) / len(some) for some in (losses[:50], losses[-50:]))
 print(f"{sum(p.numel() for p in net.parameters()):,} weights; loss {first:.2f} -> {last:.2f}")
 if LONG:
-    assert last < first / 4  # CALIBRATE
+    assert last < first / 20
 shown = [0, 1, 2, 4, len(rows) - 1]
 steps = [0, *range(trainer.config.every, TRAIN, trainer.config.every), TRAIN]
 md.plot.show_images(torch.cat([rows[k] for k in shown]), columns=6, row_labels=[f"{steps[k]} steps" for k in shown])
@@ -312,22 +340,20 @@ md.plot.show_images(puppy, title=MODEL or "ours")
 # | [07 fast samplers](07_fast_samplers.ipynb) | how few calls of the network does a picture need? |
 # | [08 class conditioning](08_class_conditioning.ipynb) | how do you ask a diffusion model for a sneaker? |
 # | [09 classifier-free guidance](09_classifier_free_guidance.ipynb) | how do you make a model take its prompt seriously? |
-# | [10 fine-tuning](10_fine_tuning.ipynb) | how does a model that draws one thing learn to draw another? |
 # | [11 colour guidance](11_colour_guidance.ipynb) | can you steer a model by something it was never trained on? |
-# | [12 CLIP](12_clip.ipynb) | how can a picture be compared with a sentence, and be led by it? |
+# | [12 CLIP](12_clip.ipynb) | how can a picture be compared with a sentence? |
 # | [13 the VAE](13_vae_and_latents.ipynb) | why does Stable Diffusion not diffuse pixels? |
 # | [14 cross-attention](14_cross_attention.ipynb) | how does a sentence get into a picture? |
-# | [15 a text-to-image model](15_text_to_image.ipynb) | what does it take to make a network draw what a sentence says? |
 # | [16 Stable Diffusion](16_stable_diffusion.ipynb) | is this really it? |
 # | [17 img2img, inpainting](17_img2img_inpainting_depth.ipynb) | how do you change a picture and keep the rest of it? |
 # | [18 inversion and editing](18_inversion_and_editing.ipynb) | which noise would have become this picture? |
 # | [20 rectified flow and SD3](20_rectified_flow_and_sd3.ipynb) | what is left of Stable Diffusion when the U-Net goes? |
 # | [21 measuring, honestly](21_measuring_honestly.ipynb) | how do you know that a generative model is any good? |
 #
-# 01 to 07 are best read in order; after that, follow what you want to know. Every chapter is built alike: a question, an
-# attempt that fails, a derivation, the library's functions written anew *under their own names* and compared with it, an
-# experiment whose number is announced beforehand (**Expected:** is a promise, and the cell below it asserts it), and the
-# bugs that you will meet.
+# (10, 15, 19, 22 and 23 are still being written.) 01 to 07 are best read in order; after that, follow what you want to know.
+# Every chapter is built alike: a question, an attempt that fails, a derivation, the library's functions written anew *under
+# their own names* and compared with it, an experiment whose number is announced beforehand (**Expected:** is a promise, and
+# the cell below it asserts it), and the bugs that you will meet.
 #
 # ## 14. Exercises, and what we left out
 #

@@ -679,9 +679,9 @@ md.plot.show_images(torch.cat([copies, *shifted.values()]).cpu(), columns=len(sh
 # Four rows, and no eye will tell which is wrong; the number of one wrong walk is even the best of the three. (The six columns
 # are two scenes.) Why so little? Most of what is lost is lost at the clean end, as section 4 found, wherever the walk down
 # began. And we begin high up, where $\sigma$ is 0.92 and its neighbours 0.94 and 0.91; in the exact world it was 0.43, between
-# 0.46 and 0.40. We have not told the two reasons apart. The lesson is another: **here is a bug that no evaluation of the model
-# would have caught**, no table of losses and no picture. A case with a known answer catches it at once, and so do the levels
-# themselves, if one compares those of the states with those of the walk.
+# 0.46 and 0.40. We have not told the two reasons apart. The lesson is another: **here is a bug that our evaluation of the
+# model does not catch**, neither by its loss nor by its pictures. A case with a known answer catches it at once, and so do the
+# levels themselves, if one compares those of the states with those of the walk.
 #
 # **The wrong end.** Going up, the code asks about $x$ at the level it *will* reach, because "we are going to $t$". But $x$ is
 # not there yet. An estimate that was made of $x$ at `there`, written down at `there`, is $x$ again: the walk stands still, and

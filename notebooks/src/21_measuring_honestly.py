@@ -12,7 +12,7 @@
 
 # %% [markdown]
 # > **For the lecturer.** 90 minutes: 10 for the pictures, 15 for the oracle's exam, 20 for intervals, 20 for distances and
-# > their bias, 15 for the rest, 10 for the bugs. The cells take three minutes on two CPU cores.
+# > their bias, 15 for the rest, 10 for the bugs. The cells take about five minutes on two CPU cores.
 # >
 # > Worth asking before the cell is run: *which of these two models is better?* (section 1) · *ten of ten are right: how many of
 # > the next hundred?* (section 3) · *two sets of real pictures: what is their distance?* (section 7) · *every picture is handed
@@ -101,6 +101,7 @@ md.plot.show_images(torch.cat(list(best.values())), titles=[p.text for p in six]
 #
 # At $p = \tfrac14$ that is 99 %. Choosing among sixteen makes all models alike that are right now and then. **Expected:** the
 # best pictures are right in at least five of six columns for both; of all pictures, the hasty one has at least 20 points fewer.
+# (Measured: six of six for both, and 84 % against 51 %.)
 
 # %%
 for p in (0.1, 0.25, 0.5, 0.95):
@@ -109,12 +110,16 @@ for name, table in right.items():
     print(f"{name:10} best of {TRIES}: {int(table.any(1).sum())} of {len(six)} right; of all {table.float().mean():.0%}")
 assert abs(1 - (1 - 0.25) ** 16 - 0.99) < 0.001
 if LONG:
-    assert all(table.any(1).sum() >= 5 for table in right.values())  # CALIBRATE
-    assert right["ours"].float().mean() > right["in a hurry"].float().mean() + 0.2  # CALIBRATE
+    assert all(table.any(1).sum() >= 5 for table in right.values())
+    assert right["ours"].float().mean() > right["in a hurry"].float().mean() + 0.2
 
 # %% [markdown]
-# And what did we choose by? What is chosen for obedience will look obedient. The remedy is simple and costs nothing: fix
-# prompts and seeds before you draw, and show what comes out. Here is the first picture of each, unchosen:
+# And what did we choose by? What is chosen for obedience will look obedient. Look closely at the three triangles of the hasty
+# model: behind the orange one stands the pale ghost of a fourth. The judge let it pass, and so it is among the best.
+#
+# The remedy is simple and costs nothing: fix prompts and seeds before you draw, and show what comes out. Here is the first
+# picture of each, unchosen. In the upper row nothing changes, the first was right each time. In the lower row two crosses
+# fall apart that were whole a moment ago. Two of six: already this says more about 84 and 51 % than the row of the best did.
 
 # %%
 first = [x[::TRIES] for x in tried.values()]
@@ -132,7 +137,8 @@ md.plot.show_images(torch.cat(first), titles=[p.text for p in six] * 2, columns=
 #
 # (Rogan & Gladen 1978). The model's pictures also come out of an autoencoder, and may be blurred or grainy, so the exam is
 # taken on damaged scenes, too. **Expected:** no mistake on clean scenes; more than 95 % seen through the autoencoder; at a
-# blur of 1.8 pixels fewer than half; false alarms below 1 % everywhere.
+# blur of 1.8 pixels fewer than half; false alarms below 1 % everywhere. Guess before you run it: which is worse for the
+# oracle, a JPEG file of quality 75, whose damage hardly anyone sees, or a blur of 1.2 pixels, which everyone sees?
 
 
 # %%
@@ -163,15 +169,21 @@ for name, x in damaged.items():
     print(f"{name:24} sensitivity {marks[name][0]:6.1%}, false alarms {marks[name][1]:.2%}")
 assert marks["clean"] == (1.0, 0.0) and all(alarms < 0.01 for _, alarms in marks.values())
 if LONG:
-    assert marks["through the autoencoder"][0] > 0.95  # CALIBRATE
+    assert marks["through the autoencoder"][0] > 0.95
     assert marks["blur 1.8"][0] < 0.5
+    assert marks["JPEG 75"][0] < marks["blur 1.2"][0] and max(alarms for _, alarms in marks.values()) < 0.002
 md.plot.show_images(torch.cat([x[:2] for x in damaged.values()]), columns=2, row_labels=list(damaged))
 
 # %% [markdown]
-# So a "no" of the oracle means one of two things: another thing was drawn, or the right thing badly. It is strict by design.
-# What a model loses to the autoencoder alone is $1-s$ in the second line; a share of 95 % could not be told from perfection
-# if $s$ were 95 %. And nobody should use this oracle on photographs: it was examined on these scenes, and knows nothing of
-# others. (`calibration.calibrate` is the long version, attribute by attribute, with halves and rings that must be refused.)
+# It is the JPEG: 8 of 100 scenes are lost to it, and to the milder blur none. An instrument does not mind what the eye
+# minds. Between a blur of 1.2 pixels and one of 1.8 it breaks down, from 100 to 23 %. False alarms are rare throughout, at
+# most 3 in 10 000. So a "yes" can be believed, but for things half drawn, such as the ghost above: the exam has none of
+# these. And a "no" means one of two things: another thing was drawn, or the right thing badly.
+#
+# What a model loses to the autoencoder alone is $1-s$ in the second line. It is 0 of 100 here, so nothing need be
+# corrected; if $s$ were 95 %, a measured share of 95 % could not be told from perfection. And nobody should use this oracle
+# on photographs: it was examined on these scenes, and knows nothing of others. (`calibration.calibrate` is the long
+# version, attribute by attribute, with halves and rings that must be refused.)
 #
 # ## 3. Counting, and what chance does to it
 #
@@ -243,7 +255,7 @@ md.plot.show_curves({**{name: (ps, v) for name, v in held.items()}, "promised": 
 #
 # Now the model, on GenEval's six tasks. The two that name colours are asked once more with pairs of colour and shape which no
 # training scene holds, such as an orange circle (`HELD_OUT`). Whoever draws these has learned what orange is and what a circle
-# is. **Expected:** at least 85 % on average over the tasks.
+# is. **Expected:** at least 85 % on average over the six tasks, and one of them clearly behind the rest. Which?
 
 # %%
 asked = questions(ASKED, SEED)
@@ -256,7 +268,8 @@ for task, held_out in dict.fromkeys((p.task, p.held_out) for p in asked):
     print(f"{task + ', held out' * held_out:28} {rows[-1].share:6.1%} of {rows[-1].n}, from {low:.0%} to {high:.0%}")
 print(f"mean over tasks: {alignment.mean_share(rows):.1%}")
 if LONG:
-    assert alignment.mean_share(rows) > 0.85  # CALIBRATE
+    assert alignment.mean_share(rows) > 0.85
+    assert min(rows, key=lambda row: row.share).task == "counting"
 
 # %%
 with matplotlib.rc_context(md.plot.STYLE):
@@ -271,6 +284,9 @@ with matplotlib.rc_context(md.plot.STYLE):
 figure.to(None)  # a cell that ends with a figure shows it
 
 # %% [markdown]
+# Counting comes last, 29 of 40 against 39 of 40 for one object, and these two intervals do not even touch. Whether the model
+# miscounts or draws one of its things badly, the number does not say: both are a "no". The mean of 88 % hides all of this.
+#
 # Are the held-out pairs drawn worse? The temptation is to see whether the two intervals overlap. That test is too timid: two
 # independent errors are rarely both at their ends. Variances add, so reaches add as the sides of a right angle do. Newcombe
 # (1998, method 10) takes each of Wilson's reaches on the side that matters:
@@ -295,7 +311,7 @@ def held_out_gaps(rows):
 
 # %% [markdown]
 # First on numbers made up for the purpose, 90 of 100 against 78 of 100. **Expected:** the two intervals overlap, and yet
-# that of the difference lies above 0. Then on the model. **Expected:** with 40 prompts each, an interval at least 10 points
+# that of the difference lies above 0. Then on the model. **Expected:** with 40 prompts each, an interval at least 20 points
 # wide: a loss of five points can be neither shown nor excluded.
 
 # %%
@@ -306,25 +322,31 @@ gaps = held_out_gaps(rows)
 assert_close(torch.tensor(list(gaps.values())), torch.tensor(list(alignment.held_out_gaps(rows).values())))
 for task, (difference, low, high) in gaps.items():
     print(f"{task:18} held out against seen: {difference:+.1%}, from {low:+.1%} to {high:+.1%}")
-    assert high - low > 0.1
+    assert high - low > 0.2
 n = 1.96**2 * 2 * 0.95 * 0.05 / 0.05**2
 print(f"a difference of five points, at shares of about 95 %, shows from about {n:.0f} prompts of each kind on")
 assert set(gaps) == set(COLOURED) and 140 < n < 150
 
 # %% [markdown]
+# The measured differences are 0.0 and 0.0, to the prompt. It would be easy to write "generalizes without any loss". The
+# intervals say what was really found: no loss greater than 12 points for colours and 16 for binding, and no greater gain. Even
+# the 146 prompts of the last line only make the interval's reach five points, so that a true difference of five is found in
+# every second experiment; to find it in four of five takes twice as many. At shares of 85 %, as for binding, it begins at 392.
+#
 # "No significant difference" is therefore no result; the interval is. And mind how many you look at: among eight intervals of
 # 95 %, one in three times at least one misses ($1 - 0.95^8 = 34$ %).
 #
-# ## 5. Obedience is paid for with variety
+# ## 5. Is obedience paid for with variety?
 #
-# Guidance (chapter 09) makes a model obey. What it costs cannot be seen in single pictures, each of which is fine. Draw eight
-# pictures of "a star", which leaves open colour, size, background and place, and count. `diversity` gives the entropy of each
-# open fact as the oracle reads it, 0 if it is always the same and 1 if all values come equally often, and beside it the mean
-# $1-\cos$ between two pictures of one prompt, in the features of a CLIP. Neither has a scale of its own: real scenes, as many,
-# are measured alike.
+# Guidance (chapter 09) makes a model obey, and is said to cost variety. Single pictures cannot show that, for each is fine.
+# Draw eight pictures of "a star", which leaves open colour, size, background and place, and count. `diversity` gives the
+# entropy of each open fact as the oracle reads it, 0 if it is always the same and 1 if all values come equally often, and
+# beside it the mean $1-\cos$ between two pictures of one prompt, in the features of a CLIP. Neither has a scale of its own:
+# real scenes, as many, are measured alike.
 #
 # For obedience, prompts such as "a red circle and a blue star" are asked at the same scales. **Expected:** without the words,
-# scale 0, fewer than 10 % are obeyed by accident; from 1 to 4 obedience rises; at 7.5 the facts are less varied than at 1.
+# scale 0, fewer than 10 % are obeyed by accident; from scale 1 on, more than half; at 7.5 the facts are less varied than at
+# 1, 2 or 4. Guess before you run it: how much variety is lost between 1 and 4, where guidance is used in practice?
 
 # %%
 ruler = load_ruler(locate("shapes") / "clip", SIZE, device)
@@ -348,14 +370,25 @@ for s, v in zip(SCALES, facts, strict=True):
           f"read {variety[s].read} of {variety[s].n}")  # fmt: skip
 print(f"real scenes: facts {real.facts:.2f}, CLIP {real.distance:.2f}")
 if LONG:
-    assert obedience[0] < 0.1 and obedience[4] >= obedience[1]  # CALIBRATE
-    assert facts[-1] < facts[1]  # CALIBRATE
+    assert obedience[0] < 0.1 and min(obedience[s] for s in SCALES[1:]) > 0.5
+    assert facts[-1] < min(facts[1:-1]) and variety[0].distance > real.distance + 0.08
 curves = {"obeyed": obedience.values(), "entropy of open facts": facts, "the same of real scenes": [real.facts] * len(SCALES)}
 md.plot.show_curves({name: (SCALES, list(v)) for name, v in curves.items()}, xlabel="guidance scale", ylabel="share; entropy",
                     title="what guidance buys, and pays")  # fmt: skip
 
 # %% [markdown]
-# One number hides such a trade, whichever number it is. Report the curve. And choose the scale by other prompts than those
+# None, as far as we can see. From 1 to 4 the facts go from 0.83 to 0.87, next to the 0.89 of real scenes, and the CLIP's
+# distance from 0.62 to 0.60. We had expected a price at every step. It is to be paid at 7.5: 0.75. And there it buys nothing,
+# for obedience is 71 %, after 83 % at 2 and 4. But mind the intervals: of 24 prompts, 18, 20, 20 and 17 were obeyed, and all
+# four shares could be the same. Firm is the step from 0 to 1, from telling nothing to telling the prompt.
+#
+# The left end of the dashed curve is a trap. At scale 0 the model is told nothing and draws any shape, so its pictures are the
+# most varied, and the CLIP's distance, 0.81, says so. The entropy says 0.67, the lowest of all. It is taken only of pictures
+# with one readable object, 23 of 48 here, and three or four draws per prompt cannot spread over nine places, whatever they
+# are drawn from. *Read 23 of 48* belongs to the figure. And look at the first column of stars: from 1 to 4 it is empty. A
+# picture without any star counts in the CLIP's distance, as variety.
+#
+# One number hides such things, whichever number it is. Report the curve. And choose the scale by other prompts than those
 # it is then reported on, or you will have chosen by luck (section 11).
 #
 # ## 6. Two clouds, one number
@@ -422,9 +455,10 @@ for f in (frechet_distance, kernel_distance):
 # $$\mathbb E\,\mathrm{FD} \approx \frac1n\Big(2D + \frac{D(D+1)}{2}\Big).$$
 #
 # The kernel distance leaves out the pairs $i = j$ for just this reason. What remains are means over pairs of different,
-# independent samples, a *U-statistic*, and the mean of such means is the true value: here 0. Keep the diagonal, and it would
-# be too large by $\big(\mathbb E\,k(x,x) - \mathbb E\,k(x,x')\big)(1/n + 1/m)$. **Expected** for $D = 8$: the formula holds
-# within 10 % from 200 samples on, and the kernel distance is 0 within three standard errors at each $n$.
+# independent samples, a *U-statistic*, and the mean of such means is the true value: here 0. Keep the diagonal, and it
+# would be too large by $\big(\mathbb E\,k(x,x) - \mathbb E\,k(x,x')\big)(1/n + 1/m)$. **Expected** for $D = 8$: the formula
+# holds within 10 % from 200 samples on (at 25 the orders left out add about a tenth), and the kernel distance is 0 within
+# three standard errors at each $n$.
 
 # %%
 D, sizes, repeats = 8, (25, 50, 100, 200, 400), 60
@@ -441,9 +475,10 @@ md.plot.show_orders({"FD": (sizes, list(fd.values())), r"$(2D + D(D+1)/2)\,/\,n$
                     xlabel="samples in each set", ylabel="distance", title="two sets from one source")  # fmt: skip
 
 # %% [markdown]
-# In 128 dimensions it is worse: the formula would give 17 for $n = 500$ if every feature were independent. Here are real
-# scenes against other real scenes, in the features of our CLIP; small $n$ is averaged over disjoint parts. **Expected:** the
-# Fréchet distance of nothing falls by more than half from 64 to 512; the kernel distance stays near 0.
+# In 128 dimensions the formula gives 17 for $n = 500$, if all features are independent and of variance 1. Those of our CLIP are
+# not. Here are real scenes against other real scenes; small $n$ is averaged over disjoint parts. **Expected:** the Fréchet
+# distance of nothing goes with $1/n$ all the same, and so falls to an eighth, at most a fifth, from 64 to 512; the kernel
+# distance stays within 0.03 of 0.
 
 
 # %%
@@ -466,13 +501,18 @@ curve = distances(of_A, of_R)
 for row in curve:
     print(f"n = {row.n:3}, {row.parts} parts: FD {row.fd:.2f}, KD {row.kd:+.4f} (they spread by {row.kd_std:.4f})")
 if LONG:
-    assert curve[-1].fd < 0.5 * curve[0].fd  # CALIBRATE
-    assert abs(curve[-1].kd) < 0.02  # CALIBRATE
+    assert 0.05 < curve[-1].fd / curve[0].fd < 0.2  # 1/8 if it goes with 1/n
+    assert max(abs(row.kd) for row in curve) < 0.03 and abs(curve[-1].kd) < 0.02
 ns = [row.n for row in curve]
 md.plot.show_curves({"FD": (ns, [row.fd for row in curve]), "100 KD": (ns, [100 * row.kd for row in curve])},
                     xlabel="scenes in each set", ylabel="distance", title="real scenes against real scenes")  # fmt: skip
 
 # %% [markdown]
+# From 13.2 to 1.5: the same two sources, and nothing changed but the number of pictures. $n$ times the distance is between 730
+# and 850 all along, so it is $1/n$ here, too, with a smaller factor than independent features would have. The kernel distance
+# has no such slope. What it has is scatter: single sets of 128 scatter by 0.028. (The last line has one part only, which
+# cannot scatter; its 0.0000 is no claim.)
+#
 # Two rules follow. Compare at equal $n$ only. And put the floor beside every figure: what real pictures, as many, score.
 #
 # ## 8. What the distance sees, and what it does not
@@ -505,10 +545,10 @@ figure.to(None)
 # %% [markdown]
 # So everything hangs on the features: what they do not turn into a mean or a variance, the distance does not see. What do
 # those of our CLIP turn into one? Real scenes, damaged in ways that we know, against other real scenes; beside them the
-# share that the oracle finds obeyed. **Expected:** of the two blind spots, *mirrored* costs little, since mirrored scenes
-# are scenes, too; and *each with its neighbour's caption* costs exactly nothing, while hardly one in ten is obeyed. Blur and
-# noise, which the oracle forgives, are far off. So is a set with only sixteen scenes in it, each of which is real and
-# obeyed.
+# share that the oracle finds obeyed. **Expected:** *mirrored* costs nothing, since mirrored scenes are scenes, too; and *each
+# with its neighbour's caption* costs exactly nothing, while hardly anything is obeyed. Noise, which the oracle forgives, is
+# more than five times as far off as the floor. So is a set with only sixteen scenes in it, each of which is real and obeyed.
+# And blur, which everyone sees? Guess.
 
 # %%
 few = torch.arange(REAL) % 16
@@ -533,8 +573,8 @@ fd = {name: values[0] for name, values in figures.items()}
 assert figures["the neighbour's"][:2] == figures["other real scenes"][:2]
 assert figures["the neighbour's"][2] < 0.2 < 0.9 < figures["sixteen scenes"][2]
 if LONG:
-    assert fd["mirrored"] < 2 * fd["other real scenes"]  # CALIBRATE
-    assert min(fd[name] for name in ("blur 1.2", "noise 0.2", "sixteen scenes")) > 2 * fd["other real scenes"]  # CALIBRATE
+    assert max(fd["mirrored"], fd["blur 1.2"]) < 1.3 * fd["other real scenes"]
+    assert min(fd[k] for k in ("noise 0.2", "red for blue", "sixteen scenes", "one object only")) > 5 * fd["other real scenes"]
 with matplotlib.rc_context(md.plot.STYLE):
     figure = md.plot.Picture(figsize=(9, 4.2), dpi=md.plot.DPI, layout="constrained")
     axes = figure.subplots()
@@ -544,9 +584,18 @@ with matplotlib.rc_context(md.plot.STYLE):
 figure.to(None)
 
 # %% [markdown]
+# We had bet on blur, and lost. It costs 0.04, of a floor that itself moves by 0.2 from one set of real scenes to the next
+# (section 11). This ruler is blind to it. Captions never mention sharpness, and a network trained on captions has no reason to
+# keep it. But they do not mention grain either, and noise is eleven times the floor. So that is no full explanation, and we
+# have none. What is sure is the lesson: you do not know what a distance sees until you have tried.
+#
+# The lowest bar and the top one are equal to the last digit, and stand for 0 and 100 % obedience. Distances of sets cannot know
+# which picture belongs to which sentence. (*Mirrored* loses 18 % of obedience: there left became right.)
+#
 # Now the model. It draws the captions of the first scenes of A, so that it has to show what A shows. Beside it stands the
-# floor, A itself, and A through the autoencoder: what part of the distance is not the diffusion's at all. **Expected:** the
-# floor below the autoencoder, and that below the model.
+# floor, A itself, and A through the autoencoder: what part of the distance is not the diffusion's at all. **Expected:** with
+# 128 pictures, all three are alike: autoencoder and floor within 0.01 in KD, the model within 0.06 of it, which is two of the
+# spreads of section 7.
 
 # %%
 n = min(DRAWN, REAL)
@@ -559,10 +608,18 @@ for name, (fd_, kd_) in far.items():
     print(f"{name:24} FD {fd_:.2f}, KD {kd_:+.4f}   ({n} pictures)")
 if LONG:
     floor, rebuilds, models_own = (kd_ for _, kd_ in far.values())
-    assert floor < rebuilds + 0.01 and floor < models_own  # CALIBRATE
+    assert abs(rebuilds - floor) < 0.01 and abs(models_own - floor) < 0.06
+    assert far["the model's"][0] < 1.3 * far["real scenes, the floor"][0]
 md.plot.show_images(torch.cat([x[:6] for x in against.values()]), columns=6, row_labels=list(against))
 
 # %% [markdown]
+# The model is the farthest, as it should be: 5.88 against 5.46. But 0.03 in KD is one spread of such sets, and the
+# autoencoder even comes out *nearer* than the scenes that went through it, by chance. From these lines nobody may conclude
+# that the model draws worse than the generator of scenes. And then look at the pictures: the four blue squares are bent,
+# and for "an image of two squares" the model drew three. The oracle found one picture in eight to be wrong, in section 4,
+# and the distance shows nothing of it. It is not that the model is perfect. It is that this ruler, with so few pictures, is
+# blunt; and a blunt ruler flatters.
+#
 # ## 9. Measured along a training: averaged weights or raw?
 #
 # Everyone samples from the moving average of the weights (chapter 05). Is it better, and by how much? Train a small network
@@ -629,8 +686,10 @@ md.plot.show_curves({name: (list(values), [max(v, 1e-5) for v in values.values()
                     xlabel="step", ylabel="KD in waves", title="raw and averaged weights", yscale="log")  # fmt: skip
 
 # %% [markdown]
-# Look how the raw curve jumps. A paper that reports the best checkpoint of the raw network has chosen one of its lucky
-# steps. The average has hardly any to choose from.
+# Look how the raw curve jumps, between 0.02 and 0.06. At one stop of twelve, step 2250, it is a hair better than the average.
+# A paper that reports the best checkpoint of the raw network reports this one. The average falls almost steadily and has hardly
+# anything to choose from: after the first third it is at 0.022 on average, the raw network at 0.039. (Its spread of 0.004 is
+# mostly this fall.) Neither has arrived: the floor is 0.0006.
 #
 # ## 10. Lies: a measure without a drawing
 #
@@ -639,10 +698,11 @@ md.plot.show_curves({name: (list(values), [max(v, 1e-5) for v in values.values()
 #
 # $$\text{rise} = \frac{|\hat x_0(x_t, \text{lie}) - x_0|^2}{|\hat x_0(x_t, \text{truth}) - x_0|^2} - 1.$$
 #
-# One lie exchanges the two colours, one the two places, and for comparison nothing at all is said. All lies are made of the
-# same words. Whoever knows the words but not which belongs to which loses nothing by them. Whoever believes the sentence is
-# misled, and that can cost more than silence. **Expected:** at medium noise a lie about colours costs more than silence, and
-# more than 100 %.
+# One lie exchanges the two colours, one the two places, and for comparison nothing at all is said. The lies are made of the
+# same words, or nearly. Whoever knows the words but not which belongs to which loses nothing by them. Whoever believes the
+# sentence is misled, and that can cost more than silence. **Expected:** where it hurts most, a lie about colours costs more
+# than 100 %, and clearly more than silence; at $\sigma = 0.6$ more than twice as much. Only at the most noise silence is
+# the worst.
 
 # %%
 told = lies(pipe, LIES, SEED)
@@ -650,17 +710,23 @@ for lie in told:
     print(f"sigma {lie.sigma:.2f}: silence {lie.nothing:+.0%}, colours exchanged {lie.colours:+.0%}, places {lie.places:+.0%}")
 if LONG:
     worst = max(told, key=lambda lie: lie.colours)
-    assert worst.colours > 1 and worst.colours > worst.nothing  # CALIBRATE
+    assert worst.colours > 1 and worst.colours > worst.nothing + 0.2
+    assert told[3].colours > 2 * told[3].nothing and told[0].nothing > max(told[0].colours, told[0].places) + 0.1
 md.plot.show_curves({name: ([lie.sigma for lie in told], [getattr(lie, name) for lie in told]) for name in told[0]._fields[1:]},
                     xlabel="noise, sigma", ylabel="rise of the error", title="what a lie costs")  # fmt: skip
 
 # %% [markdown]
-# The error is a mean over thousands of numbers, the same scenes and noises serve truth and lie, and so 64 scenes are enough
-# for a curve. It is no proof of good pictures, though: it asks one step at a time.
+# The model believes what it is told. At $\sigma = 0.8$ the wrong colours raise its error by 131 %, silence by 85 %; at 0.6
+# it is 109 against 38 %, and now places (63 %) matter less than colours: by then the picture itself shows where things are.
+# At 0.95, almost pure noise, a lie is better than nothing. It still names the right shapes and colours, and what goes where
+# comes later. (That is how we read the curves; they do not prove it.)
+#
+# The same scenes and the same noises serve truth and lie, so most of the chance cancels, and 64 scenes give curves that can
+# be read. It is no proof of good pictures, though: it asks one step at a time.
 #
 # ## 11. Find the bug: five honest-looking mistakes
 #
-# Each of these prints a number that looks right.
+# Each of these prints a number that looks right. One of them our ruler cannot even show.
 #
 # **Too few samples.** Model A is right 90 % of the time, B 80 %. Each draws 20 pictures. **Expected:** in one comparison of
 # four, B comes out at least as good; with 200 pictures in one of 360.
@@ -693,7 +759,8 @@ assert abs(lucky - 0.955) < 0.001
 
 # %% [markdown]
 # **Different numbers of pictures.** Blurred pictures, all that we have, against sharp ones, of which there are fewer. Each
-# distance is computed correctly. **Expected:** the blurred ones win; at equal $n$ they lose.
+# distance is computed correctly. **Expected:** the blurred ones win by a factor of more than five, which is nothing but
+# $512/64$; at equal $n$ it is a tie within 5 %, since this ruler does not see blur (section 8).
 
 # %%
 soft, few = seen(calibration.blur(A, 0.6)), min(64, REAL // 2)
@@ -702,25 +769,30 @@ equal = {"blurred": frechet_distance(soft[:few], of_R[:few]), "sharp": unequal["
 print(f"{REAL} blurred and {few} sharp:", {name: round(v, 2) for name, v in unequal.items()})
 print(f"{few} of each:", {name: round(v, 2) for name, v in equal.items()})
 if LONG:
-    assert unequal["blurred"] < unequal["sharp"] < equal["blurred"]  # CALIBRATE
+    assert unequal["blurred"] < 0.2 * unequal["sharp"] and abs(equal["blurred"] / equal["sharp"] - 1) < 0.05
 
 # %% [markdown]
 # **Another preprocessing.** The real pictures went through a resize, there and back, because they lay on the disk in another
 # size. The eye sees hardly anything. (It happens to FIDs in papers; Parmar et al. 2022 found differences larger than those
-# between models.) **Expected:** the resize alone is farther than the floor by more than the autoencoder is.
+# between models.) **Expected:** here, less than 10 % of the floor. That is no acquittal of the resize. It is a blur, and to a
+# ruler that is blind to blur this mistake is invisible; with other features it may move every figure.
 
 # %%
 resized = seen(calibration.half_size(R[:n]))
 moved = frechet_distance(of_A[:n], resized)
 print(f"real against real: FD {far['real scenes, the floor'][0]:.2f}; against real, resized: {moved:.2f}")
 if LONG:
-    assert moved > far["through the autoencoder"][0]  # CALIBRATE
+    assert abs(moved / far["real scenes, the floor"][0] - 1) < 0.1
 
 # %% [markdown]
+# 5.57 against 5.46. Which mistake of preprocessing *would* our ruler see? One is in section 8 already: *red for blue* is what
+# happens when a library hands out the channels as blue, green, red. It turned 1.5 into 20.6.
+#
 # **The test set in the training set.** A "model" that hands out its training pictures has learned nothing. If the reference
 # is that very set, it is perfect, and beats new real pictures. Measured against pictures that it never saw, it scores the
 # floor: no distance between sets tells a copy from a draw, and only a search for the nearest training picture does (chapter
-# 05). **Expected:** 0 against what it copies, and against fresh scenes within a third of what other fresh scenes score.
+# 05). **Expected:** 0 against what it copies, and against fresh scenes within a third of what other fresh scenes score. (It was
+# 1.69 against 1.49, two floors of 512 scenes each. So much do floors differ by chance.)
 
 # %%
 S, _ = real_set(REAL, SEED + 4)
@@ -728,7 +800,7 @@ copies = {"the set it copies": frechet_distance(of_R, of_R), "fresh scenes": fre
 print("copies of R against:", {name: round(v, 3) for name, v in copies.items()}, f"real scenes against R: {curve[-1].fd:.3f}")
 assert copies["the set it copies"] < 1e-3 < curve[-1].fd
 if LONG:
-    assert abs(copies["fresh scenes"] / curve[-1].fd - 1) < 1 / 3  # CALIBRATE
+    assert abs(copies["fresh scenes"] / curve[-1].fd - 1) < 1 / 3
 
 # %% [markdown]
 # ## 12. What we left out
