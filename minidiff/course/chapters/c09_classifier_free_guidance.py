@@ -130,7 +130,7 @@ composed_task = Task(
         Mistake("conditions and scales are paired in different orders.",
                 summed(lambda a, s, u: u + sum(w * (v - u) for w, v in zip(s[::-1], a, strict=True)))),
         Mistake("every condition was measured from the one before it: all differences are to uncond.",
-                summed(lambda a, s, u: u + sum(w * (v - b) for w, v, b in zip(s, a, [u, *a], strict=False)))),
+                summed(lambda a, s, u: u + sum(w * (v - b) for w, v, b in zip(s, a, [u, *a][:-1], strict=True)))),
     ),
     hints=("09.1 with a sum: every condition has its own difference to the same uncond.",
            "n questions in one batch: torch.cat([xt] * n), torch.cat([t] * n), and for each name the conditions one below "

@@ -132,10 +132,10 @@ def retold(f, denoise, x, levels, times):
         ends = [ddim_step(xt, denoise(xt, here), here, there) for xt in mine]
         rho = here.alpha / there.alpha
         size = (here.sigma**2 - (rho * there.sigma) ** 2) ** 0.5
-        fresh = [(b - rho * a) / size for a, b in zip(ends, mine[1:], strict=False)]
+        fresh = [(b - rho * a) / size for a, b in zip(ends[:-1], mine[1:], strict=True)]
         sizes += [z.square().mean().sqrt() for z in fresh]
         alike += [cosine(a, b) for a, b in pairwise(fresh)]
-        undone += [cosine(z, a) for z, a in zip(fresh, ends, strict=False)]
+        undone += [cosine(z, a) for z, a in zip(fresh, ends[:-1], strict=True)]
         down.append(float(k < len(xs) and bool(ends) and torch.allclose(xs[k], ends[-1], atol=1e-4)))
     noise = {"size of the fresh noise": sizes, "likeness of two draws": alike, "likeness to the step before": undone}
     rounded = {name: (torch.tensor([float(v) for v in values]).round(decimals=1) + 0.0) for name, values in noise.items()}
