@@ -95,26 +95,26 @@ def show_marks(found):
 
 # %% [markdown]
 # The VAE comes first, since every picture below passes through it. What it loses, nobody after it can win back.
-# **Expected:** 0.002 on average over all pixels.
+# **Expected:** 0.004 on average over all pixels, most of it at edges.
 
 # %%
 copies = pipe.decode(pipe.encode(images, sample=False))
 lost = (copies - images).abs().mean().item()
 print(f"the VAE alone: {lost:.4f}")
 if LONG:
-    assert 0.0005 < lost < 0.006  # CALIBRATE
+    assert 0.002 < lost < 0.008
 
 # %% [markdown]
 # ## 1. Naive attempt: say everything
 #
-# The sentence names size, colour, shape and background. Draw after the sentence, from noise. **Expected:** nine in ten
-# say what was asked. About one in ten is done: the words do not know the place, and the noise decides it.
+# The sentence names size, colour, shape and background. Draw after the sentence, from noise. **Expected:** nearly all
+# say what was asked. About one in twenty is done: the words do not know the place, and the noise decides it.
 
 # %%
 found = {"words alone": marks(by_words := pipe(wanted, generator=seeded(), **told))}
 show_marks(found)
 if LONG:
-    assert found["words alone"]["says"] > 0.85 and found["words alone"]["done"] < 0.3  # CALIBRATE
+    assert found["words alone"]["says"] > 0.85 and found["words alone"]["done"] < 0.2
 md.plot.show_images(torch.cat([images[:4], by_words[:4]]), columns=4, row_labels=["given", "words alone"],
                     column_labels=[f"{edit.after.colour} {edit.after.shape}" for edit in some[:4]])  # fmt: skip
 
@@ -182,9 +182,9 @@ for strength in (0.0, 0.6):
 # ## 3. Two curves, and what strength is a share of
 #
 # Now the sweep. Two things pull against each other: the words get their way only where the old colour is drowned, and the
-# place is kept only where it is not. **Expected:** at strength 0.2 hardly anything changes colour. *says* climbs to
-# more than 90 % at the end. *done* climbs with it at first, has its summit of about 40 % between 0.3 and 0.6, and falls to
-# the naive attempt's level at 1, where nothing but noise is left. *spoilt* goes up and up.
+# place is kept only where it is not. **Expected:** at strength 0.2 a third have changed colour. *says* climbs to more
+# than 90 %. *done* is the same number at first, for up to 0.3 whatever changes stays in its place; it has its summit of about
+# one half at 0.4, and falls to a fifth at 1. *spoilt* hardly moves before that summit, and then goes up and up.
 
 # %%
 sweep = {s: marks(pipe.img2img(wanted, images, s, seeded(), **told)) for s in STRENGTHS}
@@ -194,8 +194,8 @@ found[f"img2img, strength {best}"] = sweep[best]
 far = sweep[1.0]["spoilt"]
 assert sweep[0.0]["says"] == 0 and sweep[0.0]["spoilt"] < sweep[1.0]["spoilt"]
 if LONG:
-    assert sweep[0.2]["says"] < 0.4 and sweep[1.0]["says"] > 0.85  # CALIBRATE
-    assert 0.3 <= best <= 0.6 and sweep[best]["done"] > sweep[1.0]["done"] + 0.2  # CALIBRATE
+    assert sweep[0.2]["says"] < 0.5 and sweep[1.0]["says"] > 0.85
+    assert 0.3 <= best <= 0.6 and sweep[best]["done"] > sweep[1.0]["done"] + 0.2
 md.plot.show_curves(
     {"says what was asked": (STRENGTHS, [sweep[s]["says"] for s in STRENGTHS]),
      "and where it was": (STRENGTHS, [sweep[s]["done"] for s in STRENGTHS]),
@@ -256,9 +256,9 @@ assert int(0.58 * 50) == 28
 # One would expect ruins. But look at what DDIM does with the first two. The network says $\hat x_0$, and
 # $\hat\epsilon = (x_t - \alpha_t\hat x_0)/\sigma_t$ is all that is left. Without noise that is no noise, but *the old
 # picture*, and every step carries it on faithfully. So the old picture holds out against the words, as if strength was lower.
-# Nothing looks broken; the knob only does not do what it says. **Expected:** without noise a fifth fewer pictures or more say
-# what was asked, and *spoilt* is less than half of the right way's. With too much noise it is the other way round: *spoilt*
-# is higher, and fewer edits are done.
+# Nothing looks broken; the knob only does not do what it says. **Expected:** without noise fewer than half as many
+# pictures say what was asked, and *spoilt* is a quarter of the right way's: the marks of strength 0.2. With too much noise it
+# is the other way round: all obey, *spoilt* is nearly twice as high, and fewer edits are done.
 
 
 # %%
@@ -283,10 +283,10 @@ show_marks(wrong)
 assert wrong["0.3 from the other end"]["spoilt"] > wrong["right, 0.3"]["spoilt"]
 if LONG:
     right = wrong["right, 0.5"]
-    assert wrong["no noise"]["says"] < right["says"] - 0.1 and wrong["no noise"]["spoilt"] < right["spoilt"] / 2  # CALIBRATE
-    assert wrong["too much noise"]["spoilt"] > 1.3 * right["spoilt"]  # CALIBRATE
-    assert wrong["too much noise"]["done"] < right["done"]  # CALIBRATE
-    assert wrong["0.3 from the other end"]["spoilt"] > 3 * wrong["right, 0.3"]["spoilt"]  # CALIBRATE
+    assert wrong["no noise"]["says"] < right["says"] - 0.1 and wrong["no noise"]["spoilt"] < right["spoilt"] / 2
+    assert wrong["too much noise"]["spoilt"] > 1.3 * right["spoilt"]
+    assert wrong["too much noise"]["done"] < right["done"]
+    assert wrong["0.3 from the other end"]["spoilt"] > 3 * wrong["right, 0.3"]["spoilt"]
 md.plot.show_images(torch.stack([images[:4], *(drawn[:4] for drawn in ways.values())], 0).flatten(0, 1), columns=4,
                     row_labels=["given", *ways])  # fmt: skip
 
@@ -297,7 +297,7 @@ md.plot.show_images(torch.stack([images[:4], *(drawn[:4] for drawn in ways.value
 # is to be invented, 0 where the picture stays. Ours covers the object and a margin.
 #
 # The naive way is scissors and glue: draw after the words, cut out what lies under the mask, lay it on the picture.
-# **Expected:** *done* in one of ten, no better than words alone. The new object is somewhere, and the hole is where the old
+# **Expected:** *done* in one of twenty, no better than words alone. The new object is somewhere, and the hole is where the old
 # one was. (*spoilt* is small for every masked edit, and not zero: the mask reaches a
 # little further than the zone that it leaves out.)
 
@@ -307,7 +307,7 @@ glued = torch.where(masks > 0, by_words, images)
 found["cut out and glued"] = marks(glued)
 show_marks({"cut out and glued": found["cut out and glued"]})
 if LONG:
-    assert found["cut out and glued"]["done"] < 0.3  # CALIBRATE
+    assert found["cut out and glued"]["done"] < 0.2
 md.plot.show_images(torch.cat([torch.where(masks > 0, 0, images)[:6], glued[:6]]), columns=6,
                     row_labels=["to be painted", "glued"])  # fmt: skip
 
@@ -360,7 +360,7 @@ theirs = pipe.inpaint(wanted[few], images[few], masks[few], generator=seeded(), 
 assert_close(repainted(images[few], masks[few], wanted[few], seeded()), theirs, rtol=0, atol=1e-4)
 
 # %% [markdown]
-# **Expected:** fewer than half of the edits are done, though the two halves now fit. Look at the pictures that failed: the
+# **Expected:** a quarter of the edits are done, though the two halves now fit. Look at the pictures that failed: the
 # hole was often filled with background, as if nobody had asked for an object.
 
 # %%
@@ -370,7 +370,7 @@ seconds = {"blend": time.perf_counter() - began}
 found["blend"] = marks(blended)
 show_marks({"blend": found["blend"]})
 if LONG:
-    assert found["blend"]["done"] < 0.5  # CALIBRATE
+    assert found["blend"]["done"] < 0.5
 md.plot.show_images(torch.cat([torch.where(masks > 0, 0, images)[:8], blended[:8]]), columns=min(8, SCENES),
                     row_labels=["to be painted", "blend"])  # fmt: skip
 
@@ -448,8 +448,9 @@ md.plot.show_curves({"RePaint": (counts, list(means.values())), "exact": (counts
 
 # %% [markdown]
 # The error is the sampler's, not the network's, and repeating heals it. On the model it costs `TIMES` times as much. So it
-# has a rival: the plain blend with as many calls, spent on smaller steps. **Expected:** RePaint gets more done, by a tenth at
-# least; the blend gains little from its smaller steps, for it hurries past just the same.
+# has a rival: the plain blend with as many calls, spent on smaller steps. **Expected:** RePaint gets 40 % done where the
+# blend gets 25 %; the blend gains next to nothing from its smaller steps, for it hurries past just the same. (Of 40 edits,
+# six more or fewer may be chance: the order of the three is what to remember, not the figures.)
 
 # %%
 repainting = told | {"sampler": partial(md.repaint, times=TIMES)}
@@ -460,8 +461,8 @@ slower = pipe.inpaint(wanted, images, masks, generator=seeded(), **told | {"step
 found |= {"RePaint": marks(resampled), "blend, as many calls": marks(slower)}
 show_marks({name: found[name] for name in ("blend", "RePaint", "blend, as many calls")})
 if LONG:
-    assert found["RePaint"]["done"] > found["blend"]["done"] + 0.1  # CALIBRATE
-    assert found["RePaint"]["done"] > found["blend, as many calls"]["done"]  # CALIBRATE
+    assert found["RePaint"]["done"] > found["blend"]["done"] + 0.05
+    assert found["RePaint"]["done"] > found["blend, as many calls"]["done"]
 
 # %% [markdown]
 # ## 7. A network that sees the hole
@@ -492,22 +493,23 @@ seconds["9 channels"], found["9 channels"] = time.perf_counter() - began, marks(
 show_marks({name: found[name] for name in ("cut out and glued", *seconds)})
 print("seconds:", {name: round(value, 1) for name, value in seconds.items()})
 if LONG:
-    assert found["9 channels"]["done"] > 0.85 and found["9 channels"]["done"] > found["blend"]["done"] + 0.1  # CALIBRATE
+    assert found["9 channels"]["done"] > 0.85 and found["9 channels"]["done"] > found["RePaint"]["done"] + 0.3
 md.plot.show_images(torch.cat([torch.where(masks > 0, 0, images)[:6], glued[:6], blended[:6], resampled[:6], seeing[:6]]),
                     columns=min(6, SCENES),
                     row_labels=["to be painted", "glued", "blend", "RePaint", "9 channels"])  # fmt: skip
 
 # %% [markdown]
-# **Expected:** nine of ten done, at the price of one walk. The three ways form a ladder: the blend needs nothing, RePaint
-# needs time, and the nine channels need a training. With a checkpoint that was made for it, take the last.
+# **Expected:** nearly all done, at the price of one walk, and the least spoilt of all. The three ways form a ladder: the
+# blend needs nothing, RePaint needs time, and the nine channels need a training. With a checkpoint that was made for it,
+# take the last.
 #
 # ## 8. Outside of the mask, and at its edge
 #
 # The promise was that the rest of the picture stays. Did it? The latents outside are the original's, exactly. But the pixels
 # are made by a decoder whose convolutions look far beyond their own square, and by a VAE that loses a little everywhere. With
-# `paste=False` the pipeline gives what the decoder leaves. **Expected:** a mean difference outside of the mask of some
-# thousandths: the VAE's own loss, and more near the mask. By default the pipeline puts the original pixels back, and the
-# difference is 0, to the last bit.
+# `paste=False` the pipeline gives what the decoder leaves. **Expected:** a mean difference outside of the mask of seven
+# thousandths, four times the VAE's own loss there, and most of it near the mask. By default the pipeline puts the original
+# pixels back, and the difference is 0, to the last bit.
 
 # %%
 plain = pipe.inpaint(wanted, images, masks, generator=seeded(), paste=False, **told)
@@ -517,7 +519,7 @@ print({name: round((drawn - images).abs()[outside].mean().item(), 5) for name, d
 assert blended[outside].equal(images[outside]) and blended[~outside].equal(plain[~outside])
 assert (plain - images).abs()[outside].mean() > (copies - images).abs()[outside].mean() * 0.9
 if LONG:
-    assert 0.001 < (plain - images).abs()[outside].mean() < 0.02  # CALIBRATE
+    assert 0.001 < (plain - images).abs()[outside].mean() < 0.02
 md.plot.show_images(torch.cat([images[:3], plain[:3], 20 * (plain - images).abs()[:3] - 1]), columns=3,
                     row_labels=["original", "decoded", "difference, 20 ×"])  # fmt: skip
 
@@ -526,8 +528,8 @@ md.plot.show_images(torch.cat([images[:3], plain[:3], 20 * (plain - images).abs(
 # it on the last pixels before the edge, where both should show the background: how far is the drawing from the original
 # there? And the small mask has an edge of its own. It asks the upper left pixel of each square, so it lies up to three
 # pixels to the right of and below where it should. A tight mask leaves the old object's rim in the latents; a generous one
-# gives the network room. **Expected:** with a mask of the object's own size, more than a twentieth of what is to be painted
-# lies under latents that are kept, and the seam is several times that of a mask 1.4 times as large.
+# gives the network room. **Expected:** with a mask of the object's own size, a sixth of what is to be painted lies
+# under latents that are kept, and the seam is ten times that of a mask 1.4 times as large.
 
 
 # %%
@@ -550,7 +552,7 @@ print("seam:", {grow: round(value, 4) for grow, value in seams.items()})
 print("to be painted, but under latents that are kept:", {grow: f"{value:.1%}" for grow, value in missed.items()})
 assert missed[1.0] > 0.05
 if LONG:
-    assert seams[1.0] > 2 * seams[1.4]  # CALIBRATE
+    assert seams[1.0] > 4 * seams[1.4]
 shown = (tight[:4] + small[:4] - 1).expand(-1, 3, -1, -1)
 md.plot.show_images(torch.cat([*(drawing[:4] for drawing in drawings), shown]), columns=4,
                     row_labels=["mask × 1.0", "mask × 1.2", "mask × 1.4", "both masks of 1.4"],
@@ -607,16 +609,16 @@ far_is_near = five.depth2img(wanted, images, distance, strength=1.0, generator=s
 found["depth, strength 1"], found["depth, sign forgotten"] = marks(by_depth), marks(far_is_near)
 show_marks(found)
 if LONG:
-    assert found["depth, strength 1"]["done"] > 0.8  # CALIBRATE
-    assert found["depth, strength 1"]["done"] > found[f"img2img, strength {best}"]["done"] + 0.1  # CALIBRATE
-    assert found["depth, sign forgotten"]["done"] < found["depth, strength 1"]["done"] / 2  # CALIBRATE
+    assert found["depth, strength 1"]["done"] > 0.85
+    assert found["depth, strength 1"]["done"] > found[f"img2img, strength {best}"]["done"] + 0.2
+    assert found["depth, sign forgotten"]["done"] < found["depth, strength 1"]["done"] / 4
 md.plot.show_images(torch.cat([images[:6], (1 - 2 * distance).expand(-1, 3, -1, -1)[:6], by_depth[:6], far_is_near[:6]]),
                     columns=min(6, SCENES), row_labels=["given", "near is bright", "by depth", "sign forgotten"])  # fmt: skip
 
 # %% [markdown]
-# **Expected:** more than eight of ten done, with *spoilt* near 0.02: the background is drawn anew from the words, not kept.
-# With the sign forgotten nothing is refused. The network reads a hole where an object stands, in a scene such as it never
-# met.
+# **Expected:** all done, with *spoilt* a tenth of what words alone leave: the background is drawn anew from the words, but
+# the words name it. With the sign forgotten nothing is refused, nine of ten still say what was asked, and *none* is done. The
+# network reads a hole where an object stands, and draws its objects round it. No error, and a picture that is nearly right.
 #
 # The table now holds the answer to this chapter's question, or rather three: keep the coarse (img2img), keep what lies outside
 # (inpainting), keep the geometry (depth).
@@ -628,7 +630,8 @@ md.plot.show_images(torch.cat([images[:6], (1 - 2 * distance).expand(-1, 3, -1, 
 # the other, so that both divide by the pipeline's stride. We ask for a medal.
 #
 # What to expect of a model that never saw a face? Its VAE has learned flat areas and sharp edges. **Expected:** its copy of the
-# photograph is ten times worse than of a drawing, and recognisable. Whatever is outside of the mask is untouched all the same.
+# photograph is forty times worse than of a drawing, and recognisable. Whatever is outside of the mask is untouched all the
+# same.
 
 # %%
 file = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
@@ -643,7 +646,7 @@ print(f"{width} x {height}; the VAE loses {(copy - photo).abs().mean():.3f} of t
 kept = (medal < 0.5).expand_as(photo)
 assert height > width and not height % pipe.stride and with_medal[kept].equal(photo[kept])
 if LONG:
-    assert (copy - photo).abs().mean() > 5 * lost  # CALIBRATE
+    assert (copy - photo).abs().mean() > 15 * lost
 md.plot.show_images(torch.cat([photo, copy, tame, torch.where(medal > 0, 0, photo), with_medal]),
                     titles=["photograph", "the VAE's copy", "img2img, 0.5", "to be painted", "a red heart"])  # fmt: skip
 
@@ -682,12 +685,13 @@ except TypeError as error:
 
 # %% [markdown]
 # **A mask from a paper.** In RePaint's formulas $m = 1$ is what is *known*. Handed to a function in which 1 is *repaint*,
-# everything is redrawn but the object. **Expected:** *done* is 0, and *spoilt* is as bad as with words alone. It is a bug one
-# sees at once, in a picture; in a table of losses one would not.
+# everything is redrawn but the object. **Expected:** *done* is 0, and *spoilt* is seven times as high. It is a bug one sees at
+# once, in a picture; *says* alone, 38 % where it was 35 %, would not show it.
 #
 # **A picture from torchvision.** `ToTensor` gives [0, 1], where pixels are [−1, 1] here. That is inside the range, so no check
 # can refuse it: it is a picture, only a pale one. The network has never seen pale ones and repairs them its own way:
-# black grounds turn blue or white. **Expected** at strength 0.3: half as far again from the original as it should be, or more.
+# the grounds come out as they were, but things move and change colour that should not yet. **Expected** at strength 0.3:
+# nearly twice as far from the original as it should be.
 
 # %%
 inverted = marks(pipe.inpaint(wanted, images, 1 - masks, generator=seeded(), **told))
@@ -699,7 +703,7 @@ right = pipe.img2img(wanted[:4], images[:4], 0.3, seeded(), **told)
 off = [(drawn - images[:4]).abs().mean().item() for drawn in (right, pale)]
 print(f"off the original by {off[0]:.3f}, and by {off[1]:.3f} from pixels in [0, 1]")
 if LONG:
-    assert off[1] > 1.5 * off[0]  # CALIBRATE
+    assert off[1] > 1.4 * off[0]
 md.plot.show_images(torch.cat([right, pale]), columns=4, row_labels=["[−1, 1]", "[0, 1]"])
 
 # %% [markdown]
