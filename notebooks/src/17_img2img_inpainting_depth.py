@@ -15,7 +15,7 @@
 
 # %% [markdown]
 # > **For the lecturer.** 90 minutes: 30 for img2img with its wrong ways, 35 for the mask, 15 for depth, 10 for the
-# > photograph and the bugs. The whole notebook runs in about three minutes on two CPU cores.
+# > photograph and the bugs. The whole notebook runs in about five minutes on one or two CPU cores.
 # >
 # > Worth asking before the cell is run: *at strength 0.5, how much noise is in the picture?* (section 3; hardly anyone says
 # > three quarters) · *the walk starts from the clean picture instead of a noisy one. What comes out?*
