@@ -827,7 +827,7 @@ chance = [sum(share) / 48 for share in zip(*(agreement(found, [kind] * LED) for 
 things = np.mean([len(objects) for objects in found])
 print(f"by chance {chance[0]:.0%} agree in colour, {chance[1]:.0%} in shape; {things:.1f} things to a picture")
 if LONG:
-    assert chance[0] < 1 / 7 and chance[1] < 1 / 5  # CALIBRATE
+    assert chance[0] < 1 / 7 and chance[1] < 1 / 5
 md.plot.show_images(left_alone[:8], titles=[sentences[i] for i in some[:8]], columns=8, title="not led")
 
 # %% [markdown]
@@ -930,8 +930,8 @@ for name, x in pictures.items():
     (whole[name], over_cuts[name]), (agrees[name], _) = losses, agreement(md.data.read_shapes(x.cpu()), eight)
     print(f"{name:6} loss {whole[name]:.3f} whole, {over_cuts[name]:.3f} over cuts; agree in colour: {agrees[name]:.0%}")
 if LONG:
-    assert whole["whole"] < whole["real"] and agrees["real"] == 1 and agrees["whole"] == agrees["cuts"] == 0  # CALIBRATE
-    assert over_cuts["whole"] > 2 * whole["whole"] and over_cuts["cuts"] < over_cuts["whole"]  # CALIBRATE
+    assert whole["whole"] < whole["real"] and agrees["real"] == 1 and agrees["whole"] == agrees["cuts"] == 0
+    assert over_cuts["whole"] > 2 * whole["whole"] and over_cuts["cuts"] < over_cuts["whole"]
 md.plot.show_images(torch.cat(list(pictures.values())).cpu(), row_labels=list(pictures), columns=len(eight),
                     column_labels=[sentences[i].removeprefix("a ") for i in some[: len(eight)]])  # fmt: skip
 
@@ -951,7 +951,8 @@ md.plot.show_images(torch.cat(list(pictures.values())).cpu(), row_labels=list(pi
 #
 # The next step asks the network again, and so whatever CLIP has pushed is drawn over by someone who knows drawings. In the
 # second half of the way down, below $\sigma = \frac12$, we leave it to the network alone (`md.between`): colours are long
-# decided there, and edges are its business.
+# decided there, and edges are its business. Cuts are of 0.8 of a side and more: one of half a side misses a thing in a corner
+# altogether, and then asks for a red circle where nothing is.
 #
 # That is `through_net=False`: every latent is pushed as if it could move by itself. With `through_net=True` the gradient is
 # taken in $x_t$, through the network too, $\hat x_0' = \hat x_0 - s\,\frac{\sigma^2}{\alpha} \nabla_{\!x_t} \mathcal L$.
@@ -962,16 +963,16 @@ md.plot.show_images(torch.cat(list(pictures.values())).cpu(), row_labels=list(pi
 # %%
 def lead(scale, n_cuts=CUTS, through_net=False, seen_as=lambda x: x):
     """The pictures at the end of the led walk, what the oracle finds, and the agreement in colour and in shape."""
-    loss = md.clip_loss(eyes, wanted, n_cuts, generator=seeded())
+    loss = md.clip_loss(eyes, wanted, n_cuts, smallest=0.8, generator=seeded())
     led = md.guided(deaf, lambda z: loss(seen_as(shown(z))), scale, through_net)
     x, found = walked(md.between(led, deaf, 0.5, 0.999))
     return x, found, *agreement(found, asked_for)
 
 
 # %% [markdown]
-# **Expected:** at least 60 % agree in colour, where chance was one in seven at most. Whole pictures do nearly as well as cuts:
-# what cuts were for in section 13, to keep pixels from conspiring, the network now does better. Through the network at
-# this scale: above chance, and below the others.
+# **Expected:** over cuts at least 60 % agree in colour, where chance was one in seven at most. Whole pictures please CLIP about
+# as well in the end, and ten points fewer agree, or more than ten. Through the network at this scale: above chance, and below
+# the others.
 
 # %%
 ways = {"cuts": (PUSH, CUTS), "whole": (PUSH, 0), "cuts, through the net": (PUSH, CUTS, True)}
@@ -981,8 +982,8 @@ for name, (x, _, colour, shape) in led.items():
     print(f"{name:22} CLIP's loss {pleased:.3f}; agree in colour {colour:4.0%}, in shape {shape:4.0%}")
 colours = {name: colour for name, (_, _, colour, _) in led.items()}
 if LONG:
-    assert colours["cuts"] >= 0.6 and abs(colours["whole"] - colours["cuts"]) <= 0.2  # CALIBRATE
-    assert chance[0] < colours["cuts, through the net"] < colours["cuts"]  # CALIBRATE
+    assert colours["cuts"] >= 0.6 and colours["whole"] <= colours["cuts"] - 0.1
+    assert chance[0] + 0.1 < colours["cuts, through the net"] < colours["whole"]
 md.plot.show_images(torch.cat([x[:8] for x, *_ in led.values()]), row_labels=list(led), columns=min(8, LED),
                     column_labels=[sentences[i].removeprefix("a ") for i in some[:8]])  # fmt: skip
 
@@ -1002,8 +1003,8 @@ empty = {scale: np.mean([not objects for objects in found]) for scale, (_, found
 for scale, (_, _, colour, shape) in sweep.items():
     print(f"scale {scale:5}: agree in colour {colour:4.0%}, in shape {shape:4.0%}; nothing to be found in {empty[scale]:4.0%}")
 if LONG:
-    assert sweep[PUSHES[0]][2] < colours["cuts"] - 0.2 and sweep[PUSHES[-1]][2] < colours["cuts"]  # CALIBRATE
-    assert empty[PUSHES[-1]] > empty[PUSH]  # CALIBRATE
+    assert sweep[PUSHES[0]][2] < colours["cuts"] - 0.2 and sweep[PUSHES[-1]][2] < colours["cuts"]
+    assert empty[PUSHES[-1]] > empty[PUSH]
 places = np.log10(list(sweep))
 curves = {name: (places, [100 * values[i] for values in sweep.values()]) for i, name in ((2, "colour"), (3, "shape"))}
 curves["colour, by chance"] = places, [100 * chance[0]] * len(sweep)
@@ -1021,8 +1022,9 @@ md.plot.show_curves(curves, xlabel=r"$\log_{10}$ scale", ylabel="% that agree", 
 # - C gives it $x$ itself.
 #
 # (Our CLIP shifts by itself, so each of the three is written as what it must be shown to see that.) **Expected:** none raises
-# an error. What A and B see is nothing that their CLIP was trained on, and they agree less often than the right one. C, which
-# differs from the right one by little more than contrast, may be as good: a bug that no picture gives away, and a table does.
+# an error, and all three still name the colours of real drawings nearly always: who only looks, will not find them. As a guide
+# each leads to the right colour less often than the right one does, B least of all. (Of 24 pictures, ten points are two or
+# three: it takes more of them to tell A from C. `LED` is a knob.)
 
 # %%
 mean, std = (torch.tensor(rgb, device=device).view(3, 1, 1) for rgb in (MEAN, STD))
@@ -1038,7 +1040,7 @@ for name, (_, _, colour, _) in damage.items():
     named = np.mean([kinds[k][0] == colour_asked for k, (colour_asked, _) in zip(found_own, eight, strict=True)])
     print(f"{name:6} names the colour of {named:4.0%} of real drawings; led by it, {colour:4.0%} agree in colour")
 if LONG:
-    assert max(damage[name][2] for name in "AB") < colours["cuts"]  # CALIBRATE
+    assert damage["B"][2] <= colours["cuts"] - 0.2 and max(damage[name][2] for name in "AC") < colours["cuts"]
 md.plot.show_images(torch.cat([x[:8] for x, *_ in damage.values()]), row_labels=list(damage), columns=min(8, LED))
 
 # %% [markdown]
