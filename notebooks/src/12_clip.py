@@ -982,8 +982,8 @@ for name, (x, _, colour, shape) in led.items():
     print(f"{name:22} CLIP's loss {pleased:.3f}; agree in colour {colour:4.0%}, in shape {shape:4.0%}")
 colours = {name: colour for name, (_, _, colour, _) in led.items()}
 if LONG:
-    assert colours["cuts"] >= 0.6 and colours["whole"] <= colours["cuts"] - 0.1
-    assert chance[0] + 0.1 < colours["cuts, through the net"] < colours["whole"]
+    assert colours["cuts"] >= 0.6 and colours["whole"] <= colours["cuts"] - 0.1  # CALIBRATE
+    assert chance[0] + 0.1 < colours["cuts, through the net"] < colours["whole"]  # CALIBRATE
 md.plot.show_images(torch.cat([x[:8] for x, *_ in led.values()]), row_labels=list(led), columns=min(8, LED),
                     column_labels=[sentences[i].removeprefix("a ") for i in some[:8]])  # fmt: skip
 
@@ -1003,8 +1003,8 @@ empty = {scale: np.mean([not objects for objects in found]) for scale, (_, found
 for scale, (_, _, colour, shape) in sweep.items():
     print(f"scale {scale:5}: agree in colour {colour:4.0%}, in shape {shape:4.0%}; nothing to be found in {empty[scale]:4.0%}")
 if LONG:
-    assert sweep[PUSHES[0]][2] < colours["cuts"] - 0.2 and sweep[PUSHES[-1]][2] < colours["cuts"]
-    assert empty[PUSHES[-1]] > empty[PUSH]
+    assert sweep[PUSHES[0]][2] < colours["cuts"] - 0.2 and sweep[PUSHES[-1]][2] < colours["cuts"]  # CALIBRATE
+    assert empty[PUSHES[-1]] > empty[PUSH]  # CALIBRATE
 places = np.log10(list(sweep))
 curves = {name: (places, [100 * values[i] for values in sweep.values()]) for i, name in ((2, "colour"), (3, "shape"))}
 curves["colour, by chance"] = places, [100 * chance[0]] * len(sweep)
@@ -1040,7 +1040,7 @@ for name, (_, _, colour, _) in damage.items():
     named = np.mean([kinds[k][0] == colour_asked for k, (colour_asked, _) in zip(found_own, eight, strict=True)])
     print(f"{name:6} names the colour of {named:4.0%} of real drawings; led by it, {colour:4.0%} agree in colour")
 if LONG:
-    assert damage["B"][2] <= colours["cuts"] - 0.2 and max(damage[name][2] for name in "AC") < colours["cuts"]
+    assert damage["B"][2] <= colours["cuts"] - 0.2 and max(damage[name][2] for name in "AC") < colours["cuts"]  # CALIBRATE
 md.plot.show_images(torch.cat([x[:8] for x, *_ in damage.values()]), row_labels=list(damage), columns=min(8, LED))
 
 # %% [markdown]
