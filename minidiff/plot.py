@@ -75,11 +75,13 @@ def show_images(
             raise ValueError(f"{len(given)} labels ({name}) where {fit} fit: {n} images make {rows} rows of {columns}")
 
     # Text is measured first, and the sheet of images laid out around it, in whole pixels: nothing overlaps or blurs.
-    titles = ["\n".join(textwrap.wrap(text, max(w, 120) // 9, break_long_words=False)) for text in titles]
-    cell = max([w, *map(_width, titles)])
+    titles, column_labels = ([_wrapped(text, max(w, 120) // 9) for text in some] for some in (titles, column_labels))
+    cell = max([w, *map(_width, titles), *map(_width, column_labels)])
     over = max([20 * (text.count("\n") + 1) for text in titles], default=0)
     left = max([_width(text) + GAP for text in row_labels], default=0)
-    top = GAP + 30 * bool(title) + 26 * bool(column_labels)
+    title = _wrapped(title or "", (left + GAP + columns * (cell + GAP)) // 12)
+    above = max([20 * text.count("\n") + 26 for text in column_labels], default=0)
+    top = GAP + (26 * title.count("\n") + 30) * bool(title) + above
     sheet, corners = _sheet(pixels, columns, left, top, cell, over)
     with matplotlib.rc_context(STYLE):
         height, width, _ = sheet.shape
@@ -88,13 +90,12 @@ def show_images(
         axes.imshow(sheet, interpolation="nearest", extent=(0, width, height, 0))
         axes.set_axis_off()
         for i, text in enumerate(titles):
-            for k, line in enumerate(reversed(text.split("\n"))):  # one by one: a text of many lines is spaced unevenly
-                axes.text(corners[i][0] + w / 2, corners[i][1] - 8 - 20 * k, line, ha="center", va="baseline", fontsize=12)
+            _stack(axes, corners[i][0] + w / 2, corners[i][1] - 8, text, fontsize=12)
         for i, text in enumerate(row_labels):
             axes.text(left, corners[i * columns][1] + h / 2, text, ha="right", va="center")
         for i, text in enumerate(column_labels):
-            axes.text(corners[i][0] + w / 2, top - 9, text, ha="center", va="baseline")
-        axes.text(width / 2, GAP / 2, title or "", ha="center", va="top", fontsize=15)
+            _stack(axes, corners[i][0] + w / 2, top - 9, text)
+        axes.text(width / 2, GAP / 2, title, ha="center", va="top", fontsize=15)
     return figure.to(file)
 
 
@@ -268,6 +269,18 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     finite, ones = np.isfinite(values), np.ones(window)
     total, count = (np.convolve(some, ones)[: len(values)] for some in (np.where(finite, values, 0), finite))
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _wrapped(text: str, columns: int) -> str:
+    """The lines of a text, those longer than so many characters broken between words."""
+    lines = [textwrap.wrap(line, columns, break_long_words=False) for line in text.split("\n")]
+    return "\n".join(line for some in lines for line in some)
+
+
+def _stack(axes, x: float, y: float, text: str, **style) -> None:
+    """Lines one above the other, the last one at y: written one by one, for a text of many lines is spaced unevenly."""
+    for k, line in enumerate(reversed(text.split("\n"))):
+        axes.text(x, y - 20 * k, line, ha="center", va="baseline", **style)
 
 
 def _width(text: str) -> int:

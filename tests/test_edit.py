@@ -61,6 +61,9 @@ def test_a_drawing_knows_its_words(made):
     scene = edits("colour", 3, 5)[2]
     expected = opened(made).edit(originals([scene], 16), scene.source, "a blue star", 4, 3)
     assert_close(load_picture("new/x.png"), expected, rtol=0, atol=0.005)
+    assert edit(made, "--scene", "2", "--to", "a blue star", "--seed", "5", "--borrow", "0.5", "--start", "0") == 0
+    expected = opened(made).edit(originals([scene], 16), scene.source, "a blue star", 4, 0, borrow=0.5)
+    assert_close(load_picture("edited.png"), expected, rtol=0, atol=0.005)
 
 
 def test_redrawn_and_repainted(made):
@@ -151,6 +154,8 @@ def test_a_mask_of_another_shape_is_refused(made, capsys):
 
 
 def test_bench_editing_refuses_a_start_beyond_the_steps_before_it_measures(made, capsys):
+    assert main(["bench", "editing", "--model", str(made), "--borrow", "0", "30"]) == 2
+    assert "--borrow 30.0: a share of the steps" in told(capsys)
     assert main(["bench", "editing", "--model", str(made), "--steps", "3", "--starts", "0", "3"]) == 2
     assert "--starts 3 of 3 steps" in told(capsys)
 
@@ -158,11 +163,13 @@ def test_bench_editing_refuses_a_start_beyond_the_steps_before_it_measures(made,
 def test_bench_editing_prints_writes_and_draws(made, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("minidiff.commands.editing.ROUND_TRIPS", ((3, 0), (3, 1)))
     monkeypatch.setattr("minidiff.commands.editing.GUIDED", (2.0,))
-    few = ["--n", "2", "--sweep", "1", "--steps", "3", "--starts", "0", "1", "--scales", "2", "--refine", "0", "1"]
+    few = ["--n", "2", "--sweep", "1", "--steps", "3", "--starts", "0", "1", "--scales", "2", "--refine", "0", "1",
+           "--borrow", "0", "0.5"]  # fmt: skip
     assert main(["bench", "editing", "--model", str(made), *few, "--json", "found/e.json", "--plot", "e.png"]) == 0
     said, found = capsys.readouterr().out, json.loads((tmp_path / "found/e.json").read_text())
     assert [(t["steps"], t["refine"], t["scale"]) for t in found["round_trips"]] == [(3, 0, 1), (3, 1, 1), (3, 0, 2)]
-    assert [(r["kind"], r["start"], r["refine"], r["n"]) for r in found["sweep"]] == [
-        (kind, start, refine, 1) for start in (0, 1) for refine in (0, 1) for kind in ("colour", "shape", "background")]
-    assert [r["n"] for r in found["best"]] == [2, 2, 2] and said.count("| colour") == 5
+    assert [(r["kind"], r["start"], r["refine"], r["borrow"], r["n"]) for r in found["sweep"]] == [
+        (kind, start, refine, borrow, 1) for start in (0, 1) for refine in (0, 1) for borrow in (0, 0.5)
+        for kind in ("colour", "shape", "background")]  # fmt: skip
+    assert [r["n"] for r in found["best"]] == [2, 2, 2] and said.count("| colour") == 9
     assert Image.open("e.png").size[1] > 500

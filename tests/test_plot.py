@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 import minidiff as md
@@ -56,6 +57,16 @@ def test_a_grid_fills_row_by_row_and_labels_stand_in_the_margins(images, tmp_pat
     labelled = plot.show_images(flat, row_labels=["upper", "lower"], column_labels=["x", "y", "z"])
     assert (labelled.get_size_inches() > bare.get_size_inches()).all()
     assert [text.get_text() for text in labelled.axes[0].texts if text.get_text()] == ["upper", "lower", "x", "y", "z"]
+
+
+def test_nothing_written_is_cut_off_or_written_over(images):
+    labels = ["red →\nblue", "one line", "a label that is wider by far than the picture that it names"]
+    figure = plot.show_images(images[:3], column_labels=labels, row_labels=["a row"], title=12 * "a title that is long, ")
+    renderer, texts = FigureCanvasAgg(figure).get_renderer(), [text for text in figure.axes[0].texts if text.get_text()]
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    frame = figure.bbox
+    assert len(texts) > 6 and all(frame.contains(*corner) for box in boxes for corner in (box.min, box.max))
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_values_are_clamped_and_nan_is_seen():

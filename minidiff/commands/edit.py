@@ -34,6 +34,9 @@ def arguments(parser):
     parser.add_argument("--start", type=int, default=None,
                         help="inversion: steps to leave out, 10 if left out; the more, the less changes")
     parser.add_argument("--refine", type=int, default=None, help="inversion: fixed-point rounds a step, 0 if left out")
+    parser.add_argument("--borrow", type=float, default=None, metavar="SHARE",
+                        help="inversion: share of the steps that look where the old picture looks, 0 if left out; 0.3 keeps "
+                        "things in their places, best with --guidance 1.5, --start 0 and --from's words as --negative, too")
     parser.add_argument("--guidance", type=float, default=None,
                         help="1: as trained; higher: closer to the words; the model's own, if left out")
     parser.add_argument("--seed", type=int, default=0)
@@ -55,7 +58,8 @@ def run(args):
         result = pipe.img2img(args.to, image, args.strength, **drawn)
     else:
         start = min(10, args.steps - 1) if args.start is None else args.start
-        result = pipe.edit(image, source, args.to, start=start, refine=args.refine or 0, **told)
+        result = pipe.edit(image, source, args.to, start=start, refine=args.refine or 0,
+                           borrow=args.borrow or 0.0, **told)
     print(save_picture(args.out, result))
     if args.compare:
         plot.show_images(torch.cat([image, result.cpu()]).clamp(-1, 1), titles=[source or "before", args.to], columns=2,
@@ -70,7 +74,7 @@ def check(args) -> None:
     inverts = args.mask is None and args.strength is None
     if inverts and args.image and args.source is None:
         raise ValueError("say what the picture shows with --from, how far to redraw it with --strength, or where with --mask")
-    for name in () if inverts else ("source", "start", "refine"):
+    for name in () if inverts else ("source", "start", "refine", "borrow"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('source', 'from')} is for inversion, and --mask and --strength do without")
 

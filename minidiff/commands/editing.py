@@ -24,27 +24,31 @@ SHOWN = 6  # edits of each kind in the picture
 def arguments(parser):
     parser.add_argument("--model", default="shapes", help="a folder of train --stage, or of any of ours")
     parser.add_argument("--n", type=int, default=200, help="scenes of every kind of edit, with the best numbers of the sweep")
-    parser.add_argument("--sweep", type=int, default=24, help="scenes of every kind, with all others")
+    parser.add_argument("--sweep", type=int, default=12, help="scenes of every kind, with all others")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--starts", type=int, nargs="+", default=[0, 10, 20], help="steps that are left out")
-    parser.add_argument("--scales", type=float, nargs="+", default=[2.0, 4.0], help="of guidance on the way down")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.5, 3.0], help="of guidance on the way down")
     parser.add_argument("--refine", type=int, nargs="+", default=[0, 3], help="fixed-point rounds a step of the inversion")
+    parser.add_argument("--borrow", type=float, nargs="+", default=[0.0, 0.3],
+                        help="share of the steps that look where the old picture looks, and lead away from its words")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", metavar="FILE.png", help="draw some edits of every kind, before and after")
     device_argument(parser)
 
 
 def run(args):
-    """Measure, print, write and draw. ValueError for a start that is none, before anything is measured."""
+    """Measure, print, write and draw. ValueError for a start or a share that is none, before anything is measured."""
     if odd := [start for start in args.starts if not 0 <= start < args.steps]:
         raise ValueError(f"--starts {odd[0]} of {args.steps} steps: leave out 0 to {args.steps - 1}")
+    if odd := [share for share in args.borrow if not 0 <= share <= 1]:
+        raise ValueError(f"--borrow {odd[0]}: a share of the steps, from 0 to 1")
     pipe = StableDiffusion.from_pretrained(args.model, device=pick_device(args.device))
     pipe.progress = False
     few, many = ({kind: edits(kind, n, args.seed) for kind in KINDS} for n in (args.sweep, args.n))
     trips = [round_trip(pipe, few["colour"], *trip) for trip in tqdm(ROUND_TRIPS, "round trips", leave=False)]
     trips += [round_trip(pipe, few["colour"], args.steps, 0, scale) for scale in tqdm(GUIDED, "guided", leave=False)]
     print(returned(trips))
-    options = list(product(args.starts, args.scales, args.refine))
+    options = list(product(args.starts, args.scales, args.refine, args.borrow))
     swept = {option: [mark(some, edited(pipe, some, args.steps, *option), *option) for some in few.values()]
              for option in tqdm(options, "sweep", leave=False)}  # fmt: skip
     best = max(swept, key=lambda option: sum(row.share for row in swept[option]))
@@ -71,10 +75,10 @@ def returned(trips: list[RoundTrip]) -> str:
 
 def marked(rows: list[Edited]) -> str:
     """Edits as a table."""
-    lines = [("edit", "steps left out", "guidance", "refined", "done", "95 %", "of", "spoilt")]
+    lines = [("edit", "steps left out", "guidance", "refined", "borrowed", "done", "95 %", "of", "spoilt")]
     for row in rows:
         low, high = row.interval
-        lines.append((row.kind, str(row.start), f"{row.scale:g}", str(row.refine), f"{row.share:.1%}",
+        lines.append((row.kind, str(row.start), f"{row.scale:g}", str(row.refine), f"{row.borrow:g}", f"{row.share:.1%}",
                       f"{low:.1%} to {high:.1%}", str(row.n), f"{row.spoilt:.4f}"))  # fmt: skip
     return tables.markdown(lines)
 

@@ -50,6 +50,7 @@ class Edited(NamedTuple):
     done: int
     n: int
     spoilt: float
+    borrow: float = 0.0  # share of the steps in which it looked where the scene before looks
 
     @property
     def share(self) -> float:
@@ -121,19 +122,22 @@ def originals(some: Sequence[Edit], size: int) -> Tensor:
 
 
 def edited(pipe, some: Sequence[Edit], steps: int = 50, start: int = 10, scale: float = 4.0, refine: int = 0,
-           batch: int = 50) -> Tensor:  # fmt: skip
-    """What `pipe.edit` makes of all of them, (n, 3, H, W)."""
+           borrow: float = 0.0, batch: int = 50) -> Tensor:  # fmt: skip
+    """What `pipe.edit` makes of all of them, (n, 3, H, W). With attention borrowed, guidance leads away from the sentence of
+    the scene before, and otherwise from the empty one."""
     parts = [some[k : k + batch] for k in range(0, len(some), batch)]
     return torch.cat([pipe.edit(originals(part, pipe.size), [edit.source for edit in part],
-                                [edit.target for edit in part], steps, start, guidance_scale=scale, refine=refine).cpu()
+                                [edit.target for edit in part], steps, start,
+                                negative_prompt=[edit.source if borrow else "" for edit in part], guidance_scale=scale,
+                                refine=refine, borrow=borrow).cpu()
                       for part in parts])  # fmt: skip
 
 
-def mark(some: Sequence[Edit], images: Tensor, start: int, scale: float, refine: int) -> Edited:
+def mark(some: Sequence[Edit], images: Tensor, start: int, scale: float, refine: int, borrow: float = 0.0) -> Edited:
     """The row for these images of edits of one kind."""
     right = sum(done(edit, reading) for edit, reading in zip(some, read_shapes(images), strict=True))
     error = spoilt(images, originals(some, images.shape[-1]), untouched(some, images.shape[-1])).mean().item()
-    return Edited(some[0].kind, start, scale, refine, right, len(some), error)
+    return Edited(some[0].kind, start, scale, refine, right, len(some), error, borrow)
 
 
 def round_trip(pipe, some: Sequence[Edit], steps: int = 50, refine: int = 0, scale: float = 1.0) -> RoundTrip:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..diffusion import Denoiser, Sampler, State, add_noise, classifier_free, clipped, ddim, inpainting, invert
 from ..diffusion.samplers import draws, randn_like
-from ..nets import VAE
+from ..nets import VAE, CrossAttention, borrowed_attention
 from ..pretrained import Recipe
 from .inputs import checked_strength, listed, matched, pasted, redraw_levels, small_mask
 from .latents import to_images, to_latents
@@ -195,20 +195,34 @@ class TextToImage:
     @torch.no_grad()
     def edit(self, image: Tensor, source_prompt: str | list[str], target_prompt: str | list[str], steps: int = 50,
              start: int = 10, negative_prompt: str | list[str] = "", guidance_scale: float | None = None, refine: int = 0,
-             ) -> Tensor:  # fmt: skip
+             borrow: float = 0.0) -> Tensor:  # fmt: skip
         """The picture that source_prompt describes, inverted, then drawn again after target_prompt: (B, 3, H, W).
 
         start: how many of the first steps are left out. 0 begins at the noise and changes most; near `steps`, little changes.
-        refine: of the inversion, see `diffusion.invert`.
+        refine: of the inversion, see `diffusion.invert`. borrow: share of the steps down, from the noisy end, in which the new
+        picture looks where the old one looks, which is drawn beside it (`nets.borrowed_attention`, Hertz et al. 2022): what
+        stands where is decided there. With source_prompt as the negative one, guidance leads away from the old picture alone.
         """
         if not 0 <= start < steps:
             raise ValueError(f"start = {start} of {steps} steps: leave out 0 to {steps - 1}")
+        if not 0 <= borrow <= 1:
+            raise ValueError(f"borrow = {borrow}: a share of the steps, from 0 to 1")
+        if borrow and not any(isinstance(module, CrossAttention) for module in self.net.modules()):
+            raise ValueError(f"borrow = {borrow}: this {type(self.net).__name__} has no CrossAttention to borrow from")
         levels, targets = self.recipe.levels(steps, ddim), listed(target_prompt)
+        n, beside = len(targets), matched("source_prompt", listed(source_prompt), len(targets)) if borrow else []
+        away = matched("negative_prompt", listed(negative_prompt), n)
         states = list(self._climb(image, source_prompt, steps, 1.0, refine))  # [-1] is at levels[0], [-2] at levels[1], ...
-        x = matched("image", states[max(-1 - start, -len(states))].x, len(targets))
-        denoise = self.denoiser(targets, negative_prompt, guidance_scale, ddim)
-        *_, last = self._run(denoise, x, levels[min(start, len(states) - 1) :], ddim, None)
-        return self.decode(last.x)
+        x, down = matched("image", states[max(-1 - start, -len(states))].x, n), levels[min(start, len(states) - 1) :]
+        # The old picture is its own negative prompt: guidance adds nothing to it, and it comes back as it was.
+        denoise = self.denoiser(beside + targets, beside + away, guidance_scale, ddim)
+        if not borrow:
+            *_, last = self._run(denoise, x, down, ddim, None)
+            return self.decode(last.x)
+        tau = down[round(borrow * (len(down) - 1))].t
+        with borrowed_attention(self.net, [*range(n), *range(n)], tau):
+            *_, last = self._run(denoise, torch.cat([x, x]), down, ddim, None)
+        return self.decode(last.x[n:])
 
     def _climb(self, image, prompt, steps, guidance_scale, refine) -> Iterator[State]:
         prompts, levels = listed(prompt), self.recipe.levels(steps, ddim)

@@ -67,22 +67,28 @@ def test_a_row_counts_what_was_done_and_spoilt(kind):
     images = ideal(some)
     images[:3] = originals(some[:3], 64)                          # three edits that did nothing
     row = mark(some, images, 10, 4.0, 3)
-    assert row[:-1] == (kind, 10, 4.0, 3, 7, 10) and row.share == 0.7 and row.interval[0] < 0.7 < row.interval[1]
+    assert row[:-2] == (kind, 10, 4.0, 3, 7, 10) and row.share == 0.7 and row.interval[0] < 0.7 < row.interval[1]
     assert row.spoilt == pytest.approx(0, abs=1e-6)
-    assert mark(some, images * 0.9, 10, 4.0, 3).spoilt > 0.03
+    other = mark(some, images * 0.9, 10, 4.0, 3, 0.3)
+    assert other.spoilt > 0.03 and (row.borrow, other.borrow) == (0, 0.3)
 
 
 def test_edited_asks_for_every_edit_in_its_words():
     asked = []
 
-    def edit(image, source, target, steps, start, guidance_scale, refine):
-        asked.append((source, target, steps, start, guidance_scale, refine))
+    def edit(image, source, target, steps, start, **options):
+        asked.append((source, target, steps, start, options))
         return image * 0.5
 
     some = edits("shape", 5)
     images = edited(SimpleNamespace(edit=edit, size=32), some, 20, 3, 2.0, 1, batch=3)
     assert_close(images, originals(some, 32) / 2)
-    assert asked == [([e.source for e in part], [e.target for e in part], 20, 3, 2.0, 1) for part in (some[:3], some[3:])]
+    told = {"guidance_scale": 2.0, "refine": 1, "borrow": 0.0}
+    assert asked == [([e.source for e in part], [e.target for e in part], 20, 3, {"negative_prompt": [""] * len(part)} | told)
+                     for part in (some[:3], some[3:])]
+    edited(SimpleNamespace(edit=edit, size=32), some, 20, 3, 2.0, 1, 0.3)
+    sources = [e.source for e in some]                            # who borrows is led away from where it was
+    assert asked[2][0] == sources and asked[2][4] == {"negative_prompt": sources, **told, "borrow": 0.3}
 
 
 def test_a_round_trip_is_measured_against_the_copy():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import minidiff as md
-from minidiff.nets import CrossAttention, SelfAttention, attention_maps, remembering
+from minidiff.nets import CrossAttention, SelfAttention, attention_maps, borrowed_attention, remembering
 from minidiff.pipelines.inputs import depth_map, listed, matched, pasted, redraw_levels, small_mask
 from minidiff.pretrained import Tokenizer, read_scheduler
 
@@ -284,6 +284,25 @@ def test_an_edit_keeps_to_the_levels_and_goes_where_the_prompt_says(bell, image)
     torch.testing.assert_close(whole, decode(keep[1]))
 
 
+def test_an_edit_that_borrows_draws_the_old_picture_beside_the_new(pipe, image, monkeypatch):
+    monkeypatch.setattr(pipe, "progress", False)
+    options = {"steps": 10, "start": 2, "negative_prompt": "a", "guidance_scale": 3.0}
+    sources, targets = ["a zebra", "b"], ["b zebra", "a"]
+    found = {share: pipe.edit(image, sources, targets, borrow=share, **options) for share in (0, 0.01, 0.5, 1)}
+    torch.testing.assert_close(found[0.01], found[0], rtol=0, atol=1e-4)  # it looks, and borrows at no step
+    levels = pipe.recipe.levels(10, md.ddim)
+    z = pipe.encode(image.expand(2, -1, -1, -1), sample=False)
+    *_, x = (s.x for s in md.invert(pipe.denoiser(sources, "", 1.0, md.ddim), z, levels) if s.level.sigma <= levels[2].sigma)
+    for share, tau in ((0.5, levels[6].t), (1, levels[-1].t)):
+        denoise = pipe.denoiser(sources + targets, [*sources, "a", "a"], 3.0, md.ddim)
+        with borrowed_attention(pipe.unet, [0, 1, 0, 1], tau):
+            last = md.sample(md.ddim, denoise, torch.cat([x, x]), levels[2:], progress=False)
+        torch.testing.assert_close(found[share], pipe.decode(last[2:]))
+        assert (found[share] - found[0]).abs().max() > 1e-3
+        old = md.sample(md.ddim, pipe.denoiser(sources, "", 1.0, md.ddim), x, levels[2:], progress=False)
+        torch.testing.assert_close(last[:2], old, rtol=1e-3, atol=1e-3)  # the old one is not guided, whatever the scale
+
+
 def test_large_pictures_in_pieces(pipe):
     z = torch.randn(2, 4, 24, 20, generator=seeded())
     whole = pipe.decode(z)
@@ -328,6 +347,8 @@ def test_what_is_wrong_is_said_before_the_first_step(pipe, image, monkeypatch):
         r"pixels are floats in \[-1, 1\]": lambda: pipe.img2img("a", 255 * image),
         "the image holds nan": lambda: pipe.img2img("a", image * torch.nan),
         "start = 50 of 50 steps": lambda: pipe.edit(image, "a", "b", start=50),
+        "borrow = 1.5: a share": lambda: pipe.edit(image, "a", "b", borrow=1.5),
+        "2 of negative_prompt for 1 prompts": lambda: pipe.edit(image, "a", "b", negative_prompt=["a", "b"]),
     }.items():
         with pytest.raises(ValueError, match=told):
             call()

@@ -214,6 +214,7 @@ def test_what_is_wrong_is_said_before_the_first_step(pipe, image, monkeypatch):
         "mask is .* for an image of": lambda: pipe.inpaint("a", image, half[..., :8]),
         r"pixels are floats in \[-1, 1\]": lambda: pipe.img2img("a", 255 * image),
         "start = 50 of 50 steps": lambda: pipe.edit(image, "a", "b", start=50),
+        "has no CrossAttention to borrow from": lambda: pipe.edit(image, "a", "b", borrow=0.3),
         "positions for 24x24 at most": lambda: pipe("a", height=52, width=16),  # of latents
         "16x14 pixels: height and width must divide by 4": lambda: pipe.img2img("a", image[..., :14], steps=3),
     }.items():
