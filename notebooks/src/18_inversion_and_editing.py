@@ -560,10 +560,10 @@ md.plot.show_images(
 # %% [markdown]
 # This is our recipe: **invert plainly, begin at the noise, push away from the source with 1.5, and borrow both kinds of maps
 # for the first 0.3 of the steps.** 33 of 36 are done, more than 90 %, and what should stay is spoilt by 0.005 with colours,
-# 0.007 with shapes, 0.020 with backgrounds, all of it below 0.05. (`pipe.edit(..., borrow=0.3)` does all of it.) How sure is that? Against the same edit without borrowing, 30
-# of 36 and 0.011, 0.008, 0.023, no mark is worse. Against section 7's 32, one more is nothing; what counts is less damage for
-# the same work. And 33 of 36 is anything from 78 % to 97 %, and these are the best of more than a dozen settings that were
-# tried on these very scenes, which flatters it.
+# 0.007 with shapes, 0.020 with backgrounds, all of it below 0.05. (`pipe.edit(..., borrow=0.3)` does all of it.) How sure is
+# that? Against the same edit without borrowing, 30 of 36 and 0.011, 0.008, 0.023, no mark is worse. Against section 7's 32, one
+# more is nothing; what counts is less damage for the same work. And 33 of 36 is anything from 78 % to 97 %, and these are the
+# best of more than a dozen settings that were tried on these very scenes, which flatters it.
 #
 # Why backgrounds? In the last two columns a share of 1 has given the old sky back. We do not know the reason. Maps have no
 # colours in them, but if every pixel of the sky looks at the words as a grey sky does, the new word must be heard through the
