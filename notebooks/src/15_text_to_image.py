@@ -6,23 +6,24 @@
 # All the parts are on the table: a VAE (chapter 13), a text encoder (12), a U-Net whose places can look at words (14), guidance
 # (09). In this chapter they are trained, one after the other, in front of you, until the sentence "a red circle left of a blue
 # star" becomes a picture of that. The parts turn out to be the easy half. We train the whole thing twice, on the same
-# pictures, and the first model draws sharp and pretty scenes that have little to do with what was asked. Its loss is as
-# good as that of the second. What it lacks is not a layer. It is what the captions said.
+# pictures, and the first model draws clean and pretty scenes that have little to do with what was asked. The second draws
+# what it is told, nearly always. Their losses differ by less than a tenth, and no layer was added. What the first one
+# lacks is a good beginning, and captions from which something can be learned.
 #
-# Then the same recipe with an hour more of patience: the small model that comes with minidiff, which you can ask for things
-# that it has never seen.
+# Then the same recipe in a larger world and with more patience: the small model that comes with minidiff, which you can ask
+# for things that it has never seen.
 #
 # You need chapters 09, 13 and 14. Nothing is downloaded.
 
 # %% [markdown]
 # > **For the lecturer.** 90 minutes: 15 for the VAE and its scale, 20 for the first model, 15 for lies, 20 for the second
-# > model, 20 for the one that comes with minidiff. The trainings take six minutes on two CPU cores in all: run everything
+# > model, 20 for the one that comes with minidiff. The trainings take about ten minutes on two CPU cores: run everything
 # > before the lecture, and run the first training again while you talk about captions.
 # >
-# > Worth asking before the cell is run: *here are six pictures with sharp edges; is this model good?* (section 4) · *what can
-# > be read off a loss that is lower?* (section 5) · *how much does a lie cost somebody who does not listen?* (section 5) ·
-# > *which of these sentences has to be read word by word?* (section 7). Let the room vote on the first before the prompts
-# > are shown.
+# > Worth asking before the cell is run: *here are six clean pictures; is this model good?* (section 4) · *how much does a lie
+# > cost somebody who does not listen?* (section 5) · *which of these sentences has to be read word by word?* (section 7) ·
+# > *one loss is eight per cent below the other: how much better are the pictures?* (section 7). Let the room vote on the
+# > first before the prompts are shown.
 
 # %%
 import time
@@ -114,8 +115,9 @@ md.plot.show_images(md.data.from_pixels(pixels[:6]), titles=captions["plain"][:6
 
 # %% [markdown]
 # How much does a sentence say? Count the pictures of which it is true. **Expected:** a plain sentence is true of one picture
-# in fifty: 144 sentences come in pairs that mean the same, and on a diagonal two relations hold at once. Sentences told by
-# chance leave out a relation or a colour, if not both, and are true of one picture in nine.
+# in about sixty. 144 sentences come in pairs that mean the same, which leaves 72; but on a diagonal two relations hold at
+# once, and the picture that the sentence was made for is counted as well. Sentences told by chance mostly leave out a colour
+# or the relation, and are true of one picture in ten.
 
 
 # %%
@@ -142,8 +144,8 @@ def in_full(scene):
 few = min(len(world), 300)
 share = {"plain": truths(in_full, few), "by chance": truths(by_chance, few)}
 print({name: f"one picture in {1 / value:.0f}" for name, value in share.items()})
-assert 1 / share["plain"] > 40 or not LONG  # CALIBRATE
-assert share["by chance"] > 3 * share["plain"]  # CALIBRATE
+assert 45 < 1 / share["plain"] < 75 or not LONG
+assert share["by chance"] > 3 * share["plain"]
 
 # %% [markdown]
 # ## 2. Part one: a VAE
@@ -186,9 +188,9 @@ trainer.fit(md.data.batches(md.data.Images(pixels), 16, device, seed=SEED))
 vae = trainer.ema.net.eval()
 
 # %% [markdown]
-# **Expected** of new pictures, there and back: a mean error of five grey levels of 255, seen at edges only. The oracle, which
-# has to read what our models draw, reads shape and colour of both objects in more than nine copies of ten. What it cannot read
-# in a copy, no U-Net can draw.
+# **Expected** of new pictures, there and back: a mean error of one or two grey levels of 255, seen at edges only. The oracle,
+# which has to read what our models draw, reads all of them: both shapes, both colours, the relation. That has to be known
+# before the rest is trained, for what cannot be read in a copy, no U-Net can draw. From here on the VAE is no excuse.
 
 # %%
 fresh = md.data.from_pixels(paint(unseen, 64)[0][:MANY])
@@ -205,7 +207,7 @@ def show_both(scene, reading):
 legible = sum(map(show_both, unseen, md.data.read_shapes(copies))) / len(copies)
 print(f"mean error {grey:.1f} of 255; the oracle reads {legible:.0%} of the copies")
 if LONG:
-    assert grey < 8 and legible > 0.9  # CALIBRATE
+    assert grey < 3 and legible > 0.95
 md.plot.show_images(torch.cat([fresh[:6], copies[:6], fresh[:6] - copies[:6]]), row_labels=["picture", "copy", "difference"])
 
 # %% [markdown]
@@ -247,14 +249,16 @@ print(f"encoding took {1000 * encoding:.1f} ms a picture, once; without the tabl
 assert abs(latents.mean()) < 0.01 and abs(latents.std() - 1) < 0.01
 
 # %% [markdown]
-# Four maps of 16 × 16 are what the U-Net will paint on:
+# Four maps of 16 × 16 are what the U-Net will paint on. Every thing stands where it stands in the picture, four times smaller.
+# What colour it has is spread over the channels: compare the blue things with the red ones, in the first channel and in the
+# second. Nobody told the VAE to sort them like that, and another seed sorts otherwise.
 
 # %%
 md.plot.show_images(torch.cat([m[:, None] for m in (mean[:4] / 2)]), columns=4, row_labels=captions["plain"][:4],
                     column_labels=[f"channel {c}" for c in range(4)])  # fmt: skip
 
 # %% [markdown]
-# A wrong factor does not crash. With latents of deviation 0.3, noise of deviation 1 has drowned them long before the schedule
+# A wrong factor does not crash. With latents of deviation 0.15, noise of deviation 1 has drowned them long before the schedule
 # thinks so, and most steps of training and of sampling are spent where nothing can be seen. (And a cache outlives its VAE: if
 # you train the VAE again, latents of the old one mean nothing to the new decoder. The library writes a fingerprint of the
 # weights beside the cache and refuses another's.)
@@ -341,12 +345,14 @@ md.plot.show_images(drawn.cpu(), columns=6)
 md.plot.show_images(drawn.cpu(), titles=wishes, columns=3)
 
 # %% [markdown]
+# One of the six stars is purple, and one square is red and blue at once. No training picture holds either. A network that
+# does not know which colour goes where, and is asked for the mean (chapter 03), mixes them.
+#
 # Eyes are easily pleased, so let the oracle count, over many new scenes, three questions each harder than the one before: are
 # both *shapes* there? Each in its *colour*? And in its *place*? Somebody who heard all the words and not their order would bind
 # the two colours by a coin, and the places by another.
 #
-# **Expected of the naive model:** shapes in more than half of the drawings, colours in three of ten, and all of it in one of
-# ten.
+# **Expected of the naive model:** shapes in two of three drawings, colours in three of ten, and all of it in one of ten.
 
 
 # %%
@@ -372,10 +378,14 @@ def show_marks(name, right, n=None):
 scores = {"by chance": marks(pipes["by chance"])}
 show_marks("by chance", scores["by chance"])
 if LONG:
-    assert scores["by chance"]["shapes"] > 0.4 * MANY  # CALIBRATE
-    assert scores["by chance"]["places"] < 0.35 * MANY  # CALIBRATE
+    assert 0.5 * MANY < scores["by chance"]["shapes"] < 0.85 * MANY
+    assert scores["by chance"]["colours"] < 0.45 * MANY and scores["by chance"]["places"] < 0.25 * MANY
 
 # %% [markdown]
+# Hold it against the coins. Of the 86 drawings with the right shapes, 37 have them in the right colours, and a coin would
+# have given 43. Of those 37, the places are right in 13, and a coin would have given 18. It beats neither. This model has
+# learned what pictures look like, and has picked the names of the shapes out of the sentence. The rest is luck.
+#
 # The brackets are Wilson's intervals (1927): of 128 answers, 13 right ones may stand for 6 % or for 17 %. A share without its
 # interval is a rumour; chapter 21 has more on that.
 #
@@ -389,7 +399,10 @@ if LONG:
 #
 # The lie is made of the scene itself: exchange the colours of its two objects, or their places, and say what would then be
 # true. Hardly a word is new, only who has it. Whoever hears a bag of words loses nothing by an exchange of colours. Whoever
-# has *bound* them believes the lie, and pays.
+# has *bound* them believes the lie, and pays. For comparison we also say nothing at all.
+#
+# **Expected of the naive model:** silence costs up to a quarter of the error, so it does listen. An exchange of colours costs
+# one per cent at most, at any level, and one of places nothing.
 
 
 # %%
@@ -438,21 +451,23 @@ believed["by chance"], sigmas = rises(pipes["by chance"])
 for what, row in believed["by chance"].items():
     print(f"{what:8}", "  ".join(f"sigma {s:.2f}: {r:+.1%}" for s, r in zip(sigmas, row, strict=True)))
 if LONG:
-    assert max(believed["by chance"]["colours"]) < 0.25  # CALIBRATE
+    assert max(believed["by chance"]["colours"] + believed["by chance"]["places"]) < 0.05
+    assert max(believed["by chance"]["nothing"]) > 0.1
 
 # %% [markdown]
-# **Expected:** an exchange of colours costs a few per cent at most, at any level. The model has learned that somewhere there is
-# something red and a star. The loss could not tell us: the truth is worth a per cent or two of it, for most of the error of a
-# picture is in where its edges are.
+# It hears the words, and it does not hear whose they are. What it has learned is that somewhere there is a star, and
+# perhaps something red. "A red circle left of a blue star" and "a blue circle left of a red star" are the same to it, and so
+# are left and right. We did not have to draw for this, and needed no oracle.
 #
-# Of the two suspects, take the quiet one first.
+# Two suspects. Take the quiet one first.
 #
 # ## 6. Suspect one: words that all look alike
 #
 # CLIP draws its word vectors with deviation 0.02 and its positions with 0.01. Then come layers, each *adding* something to
-# the vectors, and the last norm brings the sum to unit size. At the start what the layers add is ten times as long as the words
-# themselves, and it is nearly the same for all of them. So all words of a sentence arrive looking alike. CLIP, with
-# billions of pictures to come, can afford to sort this out later. We have minutes. Draw them longer:
+# the vectors, and the last norm brings the sum to unit size. At the start what the layers add is much longer than the words
+# themselves, and nearly the same for all of them, since every word looks at the same words before it. So all words of a
+# sentence arrive looking alike. CLIP, with billions of pictures to come, can afford to sort this out later. We have minutes.
+# Draw them longer:
 
 
 # %%
@@ -464,8 +479,8 @@ def long_words(text, std=1.0):
 
 
 # %% [markdown]
-# **Expected:** between two different words of a sentence, a mean cosine of 0.8 to 1 with CLIP's deviations, and below 0.3
-# with long words. (Its layers only look back: the first token sees itself alone.)
+# **Expected:** between two different words of a sentence, a mean cosine of 0.9 with CLIP's deviations, and nearly 0 with long
+# words. Random vectors of 64 numbers would have 0. (Its layers only look back.)
 
 
 # %%
@@ -482,18 +497,20 @@ torch.manual_seed(SEED)
 cosines = {std: alike(long_words(new_text(), std), wishes[0]) for std in (0.02, 0.1, 0.3, 1.0, 3.0)}
 mean_cosine = {std: ((c.sum() - len(c)) / (len(c) * (len(c) - 1))).item() for std, c in cosines.items()}
 print({std: round(value, 2) for std, value in mean_cosine.items()})
-assert mean_cosine[0.02] > 0.7 and mean_cosine[1.0] < 0.35
+assert mean_cosine[0.02] > 0.8 and abs(mean_cosine[1.0]) < 0.2
 tables = torch.stack([c for std, c in cosines.items() if std in (0.02, 0.1, 1.0)])[:, None]
 md.plot.show_images(tables, titles=["0.02, as CLIP", "0.1", "1, long words"], columns=3, title=wishes[0])
 
 # %% [markdown]
-# The diagonal is a word with itself; "a" comes twice. In the left table there is nothing to read.
+# White is a cosine of 1, middle grey is 0. The diagonal is a word with itself; "a" comes twice, which the right table shows.
+# In the left one there is nothing to read.
 #
 # ## 7. Suspect two: nobody had to read
 #
 # Go back to the captions. "A star and a red circle": whoever paints a scene from this may put anything anywhere. To lower
 # the loss it is enough to know that there is a star and something red, because *which word belongs to which* is rarely said,
 # and where it is said, it is said in ten different ways. A short training learns what pays at once, and order pays late.
+# (That is how we read it. The measurement that would prove it is the last paragraph of this section, and it is yours.)
 #
 # So turn it round (Bengio et al. 2009; and Betker et al. 2023 on captions that say everything):
 #
@@ -545,7 +562,8 @@ reader, losses["plain first"] = learn(new_reader(long_words(new_text())), lesson
 pipes["plain first"] = pipeline(reader)
 
 # %% [markdown]
-# **Expected:** two curves that can hardly be told apart. Where they part, it is by a few per cent.
+# **Expected:** two curves that lie on each other for the first 150 steps and then part slowly; at the end the second is eight
+# per cent lower. When its plain sentences end, after 525 steps, it rises a little: the new wordings are not understood at once.
 
 # %%
 window = max(1, STEPS // 12)
@@ -553,13 +571,17 @@ smooth = {name: np.convolve(values, np.ones(window) / window, mode="valid") for 
 ends = {name: float(values[-1]) for name, values in smooth.items()}
 print({name: round(value, 4) for name, value in ends.items()}, f"mean of the last {window} steps")
 if LONG:
-    assert 0.7 < ends["plain first"] / ends["by chance"] < 1.05  # CALIBRATE
+    assert 0.85 < ends["plain first"] / ends["by chance"] < 1
 md.plot.show_curves({name: (np.arange(len(v)) + window, v) for name, v in smooth.items()}, xlabel="step",
                     ylabel=f"loss, mean of {window} steps", title="which of the two has understood?", yscale="log")  # fmt: skip
 
 # %% [markdown]
-# And the drawings: the same wishes, and the same noise. **Expected of the second model:** the shapes in nine of ten
-# drawings, the colours in eight, everything in seven.
+# Eight per cent. Part of that is no merit: who is told everything has less to guess, so the two losses do not even measure
+# the same. And no loss of 0.42 has ever told anybody what a picture will show. How much better will the drawings be? Guess
+# before you go on.
+#
+# The same wishes, and the same noise. **Expected of the second model:** shapes, colours and places in more than nine drawings
+# of ten.
 
 # %%
 again = pipes["plain first"](wishes, generator=torch.Generator().manual_seed(SEED))
@@ -567,28 +589,42 @@ scores["plain first"] = marks(pipes["plain first"])
 for name, right in scores.items():
     show_marks(name, right)
 if LONG:
-    assert scores["plain first"]["colours"] > 0.6 * MANY  # CALIBRATE
-    assert scores["plain first"]["places"] > scores["by chance"]["places"] + 0.2 * MANY  # CALIBRATE
+    assert scores["plain first"]["shapes"] > 0.85 * MANY and scores["plain first"]["places"] > 0.8 * MANY
+    assert scores["plain first"]["places"] > scores["by chance"]["places"] + 0.6 * MANY
+    # bound at all, all of it: whoever has the shapes has the colours and the places
+    assert scores["plain first"]["places"] > 0.9 * scores["plain first"]["shapes"]
 both = torch.cat([drawn.cpu(), again.cpu()])
 md.plot.show_images(both, titles=2 * wishes, columns=6, title="above, captions by chance; below, plain ones first")
 
 # %% [markdown]
-# Now lie to both. **Expected:** the second pays more than it costs to say nothing at all, where the noise is thick enough to
-# be believed: a lie that is believed costs more than silence.
+# From 10 % to 96 %, with the same pictures, the same U-Net and as many steps, and eight per cent of the loss. Look at how the
+# three numbers stand to each other. Of the 124 drawings that show both shapes, all 124 have them in their colours, and 123 in
+# their places; with the first model it was 86, 37 and 13. This one does not have a better coin. It has none: it reads.
+#
+# Now lie to both. **Expected:** the second model pays for every lie about colours, at every level more than for silence, and
+# most at sigma 0.8, where its error is two and a half times that of the truth. A lie that is believed costs more than
+# silence. A lie about places costs as much there, and then, from sigma 0.6 on, hardly anything.
 
 # %%
 believed["plain first"], _ = rises(pipes["plain first"])
 for what, row in believed["plain first"].items():
     print(f"{what:8}", "  ".join(f"sigma {s:.2f}: {r:+.0%}" for s, r in zip(sigmas, row, strict=True)))
 if LONG:
-    assert max(believed["plain first"]["colours"]) > 3 * max(believed["by chance"]["colours"])  # CALIBRATE
-    assert max(believed["plain first"]["colours"]) > max(believed["plain first"]["nothing"])  # CALIBRATE
+    silence, colours, places = (believed["plain first"][what] for what in ("nothing", "colours", "places"))
+    assert all(lie > none for lie, none in zip(colours, silence, strict=True)) and max(colours) > 0.75
+    assert max(places) > max(silence) and places[-1] < silence[-1]  # loud at sigma 0.8, not heard at 0.4
 md.plot.show_curves({f"{name}, {what}": (sigmas, np.array(rise)) for name, by in believed.items() for what, rise in by.items()},
                     xlabel="sigma", ylabel="rise of the error", title="what silence and two lies cost")  # fmt: skip
 
 # %% [markdown]
-# Two things were changed at once, and so they were when we first met this. Which of them did it? Take `long_words` away, or
-# the plain sentences, and run section 7 again: three minutes, and an answer that no paper gives you.
+# The two lies told to the first model lie on the bottom line. Of the second model's two, the one about places falls to nothing
+# between sigma 0.8 and 0.6, as if from there on it saw for itself which shape is where. The one about colours is still
+# believed at 0.4, where most of the picture is there to be seen. Why it trusts its eyes in one matter and the words in the
+# other, we have not found out.
+#
+# Three things were changed at once: longer words, plain sentences first, and after them sentences that say everything. Which of
+# them did it? Take `long_words` away, set `EASY = 0`, or give the second model the captions by chance as its `texts`, and run
+# section 7 again: a few minutes each, and an answer that no paper gives you.
 #
 # ## 8. The same story at full size
 #
@@ -612,9 +648,8 @@ md.plot.show_curves({f"{name}, {what}": (sigmas, np.array(rise)) for name, by in
 #
 # A was good at *one* thing and its colour. From 295,000 pictures it had learned neither who is where nor whose colour is
 # whose, and a sentence with its colours exchanged cost it 0.4 % at most. For B nothing in the network was changed but the
-# length of its words; it errs by up to 209 % more when it is told such a lie. How much comes from beginning plainly?
-# In a trial, a U-Net of 64 channels had half of such prompts right after 45,000 pictures with plain sentences alone. Then the
-# wordings began to vary, and 300 steps later it had a quarter right if every other caption said everything, and 9 % if not.
+# length of its words; it errs by up to 209 % more when it is told such a lie. How much of that comes from the long words, how
+# much from beginning plainly and how much from what is said afterwards, these two trainings cannot tell.
 #
 # D is about saying *little*. "A star and a square", nothing else: in the noise there are two blots, and nothing tells which
 # of them is to become the star. So the model made stars of both. Captions as brief as that, whose first object is always the
@@ -624,7 +659,8 @@ md.plot.show_curves({f"{name}, {what}": (sigmas, np.array(rise)) for name, by in
 # %% [markdown]
 # ## 9. The model that comes with minidiff
 #
-# 4 million weights, 64 × 64 pixels, all of the grammar. `from_pretrained("shapes")` finds it inside the package.
+# Five million weights, four of them in the U-Net; 64 × 64 pixels, all of the grammar. `from_pretrained("shapes")` finds it
+# inside the package. Its card, `minidiff/weights/shapes/README.md`, says how it was trained.
 
 # %%
 pipe = md.StableDiffusion.from_pretrained("shapes", device=device)
@@ -643,7 +679,8 @@ md.plot.show_images(made, titles=orders, columns=3)
 # training scene holds: orange circles, yellow squares, pink triangles, purple stars, green hearts, cyan crosses. Whoever draws
 # those has learned what a colour is and what a shape is, and not forty-two pictures.
 #
-# **Expected:** more than 95 % over all tasks together, and held-out pairs a little below the others.
+# **Expected:** more than 80 % in the mean over the tasks, and more than 70 % of the held-out pairs. What is hardest, the rows
+# will say. But look at the brackets before you compare two of them: with 16 prompts to a task, three more or fewer is chance.
 
 # %%
 print("never seen together:", ", ".join(" ".join(pair) for pair in HELD_OUT))
@@ -655,8 +692,8 @@ for row in rows:
 held = [row for row in rows if row.held_out]
 print(f"mean over tasks {alignment.mean_share(rows):.1%}, held out {sum(r.obeyed for r in held) / sum(r.n for r in held):.0%}")
 if LONG:
-    assert alignment.mean_share(rows) > 0.9  # CALIBRATE
-    assert sum(r.obeyed for r in held) > 0.6 * sum(r.n for r in held)  # CALIBRATE
+    assert alignment.mean_share(rows) > 0.8
+    assert sum(r.obeyed for r in held) > 0.7 * sum(r.n for r in held)
 
 # %% [markdown]
 # **Negative prompts.** Guidance walks from one answer towards another, and beyond. The answer it comes from is that to "no
@@ -664,8 +701,9 @@ if LONG:
 #
 # $$\hat x_0 = \hat x_0(\text{negative}) + s\,\big(\hat x_0(\text{prompt}) - \hat x_0(\text{negative})\big).$$
 #
-# "A heart" leaves the colour open. **Expected:** of hearts with no negative prompt, about one in seven is red; away from "a red
-# heart", none is.
+# "A heart" leaves the colour open. Training shows hearts in seven colours (the green ones are held out), so if the model likes
+# them all alike, one heart in seven is red. **Expected:** of 32 hearts with no negative prompt, a few are red; away from "a
+# red heart", one at most. Look also at where the others go: the two rows begin with the same noise.
 
 # %%
 hearts, count = {}, max(2, 2 * N)
@@ -676,7 +714,7 @@ red = {negative: md.data.matches(x, "heart", "red").sum().item() for negative, x
 shown = {negative: md.data.matches(x, "heart", "red").shape[0] for negative, x in hearts.items()}
 print({negative or "nothing": f"{k} of {shown[negative]} hearts are red" for negative, k in red.items()})
 if LONG:
-    assert red["a red heart"] <= 1 and red["a red heart"] <= red[""]  # CALIBRATE
+    assert red["a red heart"] <= 1 and red["a red heart"] <= red[""]
 md.plot.show_images(torch.cat([x[:8] for x in hearts.values()]), columns=min(8, count), title='"a heart"',
                     row_labels=["away from nothing", "away from “a red heart”"])  # fmt: skip
 
@@ -691,19 +729,25 @@ film = [md.State(pipe.decode(s.x).cpu(), pipe.decode(s.x0).cpu(), s.level) for s
 md.plot.show_trajectory(film, title=orders[4])
 
 # %% [markdown]
-# A blot in its place, then its colour, then its corners. Lies tell the same by numbers: words cost most where what they are
-# about is being decided. **Expected:** at the noisy end silence is dearer than either lie, for there the network has to know
-# what is to come at all, and a lie still names the right things. In the middle, near sigma 0.6, both lies are dearer than
-# silence, and the one about colours more than doubles the error: a blot is there, and the network paints it as it is told.
+# First blots, already in their places and colours, while what the walk holds still looks like noise alone: that must come
+# from the words. Last the edges and the corners. Lies tell by numbers when which word is needed: it costs most where what it
+# is about is being decided.
+#
+# **Expected:** at the noisiest level silence is dearer than either lie. Silence leaves out how many things there are and on
+# what background, and a lie still says that rightly. (The world of section 7 had two things on white, and nothing of that
+# kind to be silent about: there, the lies were dearer even here.) Further down both lies overtake silence, and at sigma 0.6 the
+# one about colours raises the error by more than half: a blot is there, and the network paints it as it is told. Towards the
+# clean end the picture speaks for itself, and that lie gets cheaper again.
 
 # %%
 found = lies.lies(pipe, LIED, SEED)
 for lie in found:
     print(f"sigma {lie.sigma:.2f}: nothing {lie.nothing:+.0%}, colours {lie.colours:+.0%}, places {lie.places:+.0%}")
 if LONG:
-    assert found[0].nothing > max(found[0].colours, found[0].places)  # CALIBRATE
+    assert found[0].nothing > max(found[0].colours, found[0].places)
+    assert any(min(lie.colours, lie.places) > lie.nothing for lie in found)
     middle = found[3]  # sigma 0.6
-    assert middle.colours > 1 and min(middle.colours, middle.places) > middle.nothing  # CALIBRATE
+    assert middle.colours > max(0.5, middle.nothing) and found[-1].colours < middle.colours
 md.plot.show_curves({what: ([lie.sigma for lie in found], [getattr(lie, what) for lie in found])
                      for what in ("nothing", "colours", "places")},
                     xlabel="sigma", ylabel="rise of the error", title="what lies cost the model of section 9")  # fmt: skip
@@ -713,8 +757,11 @@ md.plot.show_curves({what: ([lie.sigma for lie in found], [getattr(lie, what) fo
 #
 # **No text is not zeros.** In training, dropped captions became the sentence "", which the text encoder turns into vectors like
 # any other. A sampling loop written elsewhere fills the unconditional half of the batch with zeros. Shapes fit, pictures
-# appear. But the network never met zeros; what it answers to them is not the mean over all scenes, and guidance walks away from
-# something without a meaning. **Expected:** a network that obeyed nine prompts in ten obeys fewer.
+# appear. But the network never met zeros. What it answers to them need not be the mean over all scenes, and guidance walks away
+# from something that nobody has defined. When we wrote this we were sure that the network would obey less.
+#
+# **Expected,** now that we have counted: no difference in obedience that 48 prompts could show, where two counts may be six
+# or eight apart by chance alone. And yet other pictures: the zeros are not without effect.
 
 # %%
 asked = prompts("attribute binding", BINDING, seed=SEED + 7)
@@ -730,14 +777,23 @@ for name, uncond in (("the empty sentence", empty), ("zeros", torch.zeros_like(e
     print(f"guided away from {name:18} {right[name]} of {len(asked)} obeyed")
     made.append(images[:5])
 if LONG:
-    assert right["zeros"] < right["the empty sentence"]  # CALIBRATE
+    assert abs(right["zeros"] - right["the empty sentence"]) <= BINDING / 6 and min(right.values()) > 0.6 * BINDING
+    assert (made[0] - made[1]).abs().max() > 0.1  # the counts are alike, the pictures are not
 texts = [p.text for p in asked[:5]]
 md.plot.show_images(torch.cat(made), titles=2 * texts, columns=len(texts), title='above, away from ""; below, away from zeros')
 
 # %% [markdown]
+# Why is it so mild? Cross-attention here makes keys and values without a bias, so of zeros it makes zeros: every place hears
+# the mean of nothing, and only a constant is left. That is not unlike being told nothing. It is a guess, and we have not tested
+# it. Nor have we counted anything but obedience, at one guidance scale, with one model: not how varied the pictures are, not
+# which backgrounds are drawn where none is named. Another network may have biases, or a norm before its keys. A bug that
+# does no harm today is the hardest to find on the day when it does. So ask the text encoder for "", as in training; or train
+# with zeros, and then use zeros.
+#
 # **The reader that stayed behind.** A text encoder that learns with its U-Net belongs to it. Whoever saves "the model",
 # `net.unet`, and builds the text encoder anew has a U-Net that is spoken to in a foreign language. It still draws: that
-# needs no words. **Expected:** everything right by accident only, below one in ten.
+# needs no words. A blind guess would have both shapes in one drawing of three, and everything in one of seventy.
+# **Expected:** everything in none or hardly any, and the shapes in one of ten. That is *less* than a blind guess has.
 
 # %%
 torch.manual_seed(SEED + 5)
@@ -745,10 +801,14 @@ orphan = pipeline(Reader(reader.unet, long_words(new_text()).to(device).eval()))
 score = marks(orphan, many=min(MANY, 64))
 show_marks("orphan", score, min(MANY, 64))
 if LONG:
-    assert score["places"] < 0.15 * min(MANY, 64)  # CALIBRATE
+    assert score["places"] < 0.08 * min(MANY, 64) and score["shapes"] < 0.25 * min(MANY, 64)  # a blind guess: 0.33
 md.plot.show_images(orphan(wishes, generator=torch.Generator().manual_seed(SEED)).cpu(), titles=wishes, columns=3)
 
 # %% [markdown]
+# Worse than blind, so it is not deaf. It hears something in every sentence, and the wrong thing: six sentences about red and
+# blue, and yellow in every picture. And some of its shapes are no longer quite a circle or a square, which the oracle does not
+# count as either. The first bug left the numbers alone, this one leaves nothing of them, and neither raised an error.
+#
 # ## 12. Your own, and what we left out
 #
 # One command trains all of it, at full size, in the time you give it:
@@ -760,9 +820,10 @@ md.plot.show_images(orphan(wishes, generator=torch.Generator().manual_seed(SEED)
 #
 # `--text` chooses who reads. **joint**, as here: the encoder begins with random long words and learns with the U-Net. **clip**:
 # a CLIP is trained first (chapter 12) and stays frozen, and its features are cached like the latents; that is Stable
-# Diffusion's way, and pays when CLIP has seen a hundred times more than your U-Net will. **tuned**: begun as that CLIP, trained
-# further. In our small world the frozen one is the weakest, for the reason of chapter 12: a contrastive loss has never made
-# CLIP read who has which colour.
+# Diffusion's way, and can pay when CLIP has seen far more than your U-Net will. **tuned**: begun as that CLIP, trained
+# further. Which of the three is best has not been measured here. Chapter 12 gives a reason to doubt the frozen one: a tower
+# that was trained by contrast alone has no ear for the order of words, and what its features do not hold, no U-Net can read
+# from them.
 #
 # | left out | where to read it |
 # |---|---|
@@ -777,7 +838,7 @@ md.plot.show_images(orphan(wishes, generator=torch.Generator().manual_seed(SEED)
 # `Lessons.batches` of `minidiff/training/latent.py`, and two lies of `minidiff/evaluation/lies.py`.
 # [Exercises](exercises/15_text_to_image.ipynb): four of them, from memory.
 #
-# **Next:** the real one. The same five parts, a thousand times larger, trained by somebody else.
+# **Next:** the real one. The same five parts, two hundred times larger, trained by somebody else.
 
 # %%
 print(f"torch {torch.__version__}, minidiff {md.__version__}, {device}")
