@@ -16,13 +16,13 @@
 
 # %% [markdown]
 # > **For the lecturer.** 80 minutes: 10 for the first model and the naive attempt, 15 for what the old network knows, 20 for
-# > learning rates and forgetting, 15 for accumulation, 10 for the average, 10 for bugs and colours. The whole takes about five
-# > minutes on two CPU cores, a third of it in the first training: start that before you speak.
+# > learning rates and forgetting, 15 for accumulation, 10 for the average, 10 for bugs and colours. The whole takes five to
+# > six minutes on two CPU cores. 900 of its 1600 training steps are those of the first model: start that before you speak.
 # >
-# > Worth asking before the cell is run: *at which noise levels does someone who has seen shapes know something about
-# > shoes?* (section 3) · *the gradient is a thousand times smaller: how much shorter is the step?* (section 5) · *what is in
+# > Worth asking before the cell is run: *at which noise levels does someone who has seen circles know something about
+# > stars?* (section 3) · *the gradient is a thousand times smaller: how much shorter is the step?* (section 5) · *what is in
 # > the average after a hundred steps, the new model or the old one?* (section 9) · *which of these bugs does the loss curve
-# > show?* (section 10). The last one is easily answered: none.
+# > show?* (section 10). The last one has a short answer: its fall shows none of them, its first value all.
 
 # %%
 import copy
@@ -63,7 +63,8 @@ LONG = True  # hold the trained networks to the numbers in the text  # quick: Fa
 # %% [markdown]
 # **Two kinds of pictures.** The old kind is drawn to order: circles, squares and triangles on light ground. The new kind is
 # Fashion-MNIST, in three equal channels, if the environment variable `MINIDIFF_DATA` names a folder with `fashion_mnist/` in
-# it. If not, it is stars, hearts and crosses on dark ground. Where a number differs, the text states both.
+# it. If not, it is stars, hearts and crosses on dark ground. **What the text says was measured on these**, in one run with one
+# seed. On Fashion-MNIST the figures differ; we state none, and what is asserted of the new pictures is not asserted there.
 
 
 # %%
@@ -150,7 +151,7 @@ before = first.ema.net
 noise = torch.randn(DRAWN, 3, 32, 32, generator=torch.Generator().manual_seed(SEED)).to(device)
 print(f"{sum(p.numel() for p in before.parameters()):,} weights; error on held-out old images {way[BEFORE][1]:.3f}")
 if LONG:
-    assert way[BEFORE][1] < 0.2  # CALIBRATE
+    assert way[BEFORE][1] < 0.1
 md.plot.show_images(pictures(before, noise[:16]), columns=8, title="what the old model draws")
 
 # %% [markdown]
@@ -175,27 +176,28 @@ scratch, from_nothing = learn(fresh(), md.data.batches(new, BATCH, device, seed=
 print({step: round(pair[0], 3) for step, pair in from_nothing.items()})
 untrained = 1 + x_new[:32].square().mean().item()
 assert abs(from_nothing[0][0] / untrained - 1) < 0.05
-if LONG:
-    assert from_nothing[STEPS][0] < 0.5 * untrained
+if LONG and DATA == "Shapes":
+    assert from_nothing[STEPS][0] < 0.25 * untrained
 md.plot.show_images(pictures(scratch.ema.net, noise[:16]), columns=8, title=f"{STEPS} steps from nothing")
 
 # %% [markdown]
 # (An untrained U-Net answers 0, so its error is the mean square of the target, $1 + \overline{x_0^2}$: the line before the
-# picture holds it to that.) The run has found out that pictures have masses and a ground. It had no time for edges.
+# picture holds it to that.) The run has come down to 0.20, an eighth of that. It has found out that pictures have masses
+# and a ground. It had no time for edges.
 #
 # ## 3. What does the old network know of the new pictures?
 #
 # Why should anything carry over from circles to something else? Ask the old network, which has not seen one new picture.
-# In pure noise, $t = 1000$, its answer can be foretold. There $x_t$ says nothing, so it gives the mean of its old pictures,
-# $\mu_\text{old}$, and its error on new ones is, pixel by pixel, variance and bias:
+# In pure noise, $t = 1000$, the best answer is known. There $x_t$ says nothing, so a perfect old network gives the mean of its
+# old pictures, $\mu_\text{old}$, and its error on new ones is, pixel by pixel, variance and bias:
 #
 # $$\mathbb E\,|x_0 - \mu_\text{old}|^2 = \underbrace{\mathbb E\,|x_0 - \mu_\text{new}|^2}_{\text{nobody can avoid}}
 # + \underbrace{|\mu_\text{new} - \mu_\text{old}|^2}_{\text{the price of the wrong kind}}.$$
 #
-# This is computed from two heaps of pictures, without any network. And with little noise? One would guess that it does well:
-# most of the answer is in plain sight, and that smooth areas stay smooth and edges sharp holds for circles and for crosses.
-# Let the room vote. **Expected: at $t = 1000$ the formula's number, within a fifth. At every other level, worse than the
-# network from nothing, by a factor of two at the least.**
+# This is computed from two heaps of pictures, without any network. And with little noise? One would guess that it does
+# well: most of the answer is in plain sight, and that smooth areas stay smooth and edges sharp holds for circles and for
+# crosses. Let the room vote. At $t = 1000$ we expected the formula's number, and found less; more of that below. **Expected
+# at every other level: worse than the network from nothing, by a factor of three at the least.**
 
 # %%
 blind = error_at(before, x_new[:128], [1000]).item()
@@ -205,21 +207,31 @@ print(f"pure noise: error {blind:.2f}; by the formula {spread:.2f} + {price:.2f}
 known = {name: error_at(net, x_new[:128], LEVELS) for name, net in (("old network", before), ("from nothing", scratch.ema.net))}
 ratio = known["old network"] / known["from nothing"]
 print("how many times worse the old network is, level by level:", [round(value, 1) for value in ratio.tolist()])
-if LONG:
-    assert abs(blind / (spread + price) - 1) < 0.2  # CALIBRATE
-    assert ratio.min() > 2  # CALIBRATE
+if LONG and DATA == "Shapes":
+    assert spread + price / 3 < blind < spread + price  # most of the price is paid, not all of it
+    assert ratio.min() > 3 and ratio[0] > 2 * ratio[-1]
 level = schedule.at(300)
 noisy = md.add_noise(x_new[:8], noise[:8], level)
 seen_by_old = md.denoiser(before, "flow")(noisy, level).x0.detach()
 md.plot.show_images(torch.cat([x_new[:8], noisy, seen_by_old]), row_labels=["new", "t = 300", "old network"])
 
 # %% [markdown]
-# The picture says why. The network has never met such a ground, and what it has never met it does not answer with caution: it
-# answers with what it knows. Ignorance would be better, and at step 0 an untrained network *is* better. So whatever the old
-# network has to give, it is not its answers. It is its weights.
+# The formula says 1.25, and we find 0.85. Where is the gap? Not in the first term: in pure noise *no* answer can know which
+# picture is meant, so each has to pay the 0.10. The rest, 0.75 in place of 1.16, is the distance of what the network does
+# answer from the new mean. So it does not answer $\mu_\text{old}$, but something nearer to the dark pictures, which it has
+# never seen. That is hardly knowledge. The levels of its training come from `schedule.draw`, which prefers the middle:
+# of 28,800 draws about four lie above $t = 975$. What a network says where it was not taught is nobody's plan. We have not
+# tested whether this is the cause.
 #
-# In the language of optimisation: near a good place the loss is a bowl, and gradient descent at rate $\ell$ shrinks the error
-# along each of its axes $i$ by $(1 - \ell\lambda_i)$ a step, $\lambda_i$ being how steep the bowl is along it:
+# The vote on little noise is lost more clearly. Near the noisy end the old network is 5.5 times worse than the one from
+# nothing, and with hardly any noise, where most is in plain sight, **47 times**. The picture, at $t = 300$, shows it: the black
+# ground is there to be seen, and the network answers grey, with a stain where the thing is. What it has never met it does
+# not answer with caution: it answers with what it knows. Ignorance would be better, and at step 0 an untrained network *is*
+# better: 1.6 against 9.4 (section 4). So whatever the old network has to give, it is not its answers. It is its weights.
+#
+# A picture to think with, and no proof, is that of optimisation: near a good place the loss is a bowl, and gradient descent
+# at rate $\ell$ shrinks the error along each of its axes $i$ by $(1 - \ell\lambda_i)$ a step, $\lambda_i$ being how steep
+# the bowl is along it:
 #
 # $$e_i(k) = (1 - \ell\lambda_i)^k\, e_i(0).$$
 #
@@ -230,8 +242,8 @@ md.plot.show_images(torch.cat([x_new[:8], noisy, seen_by_old]), row_labels=["new
 #
 # ## 4. Go on from there
 #
-# In code, "go on" is one decision per tensor: which weights are kept? All whose meaning is the same. A table of
-# classes is not: its row 7 meant "blue square" and is to mean "sneaker". So it is made anew, and everything else is
+# In code, "go on" is one decision per tensor: which weights are kept? All whose meaning is the same. A table of classes is
+# not: its row 7 meant "blue square" and is to mean "blue heart", or "sneaker". So it is made anew, and everything else is
 # copied by name. This is what `--begin` does:
 
 
@@ -288,23 +300,29 @@ md.plot.show_curves(
 )  # fmt: skip
 
 # %% [markdown]
-# Look at the left end first, and then how long that lasts. **Expected: far behind at step 0, ahead at half of the run, and at
-# the end the error is at most 0.85 of the other's. Taken apart by level, the gain is in the middle, where pictures get their
-# edges: near pure noise only means and masses count, which both have learned, and a film of noise can be told from a picture
-# by neither.**
+# Look at the left end first, and then how long that lasts. (The last line of the table, "9/8",
+# is the end, step 100. The others are twelve steps apart.) **Expected: far behind at step 0, ahead at half of the run, and at
+# the end the error is at most 0.85 of the other's. Taken apart by level, the gain is greatest in the middle.**
 
 # %%
 half, head = list(going_on)[4], going_on[STEPS][0] / from_nothing[STEPS][0]
 gain = error_at(tuned.ema.net, x_new[:128], LEVELS) / known["from nothing"]
 print(f"error at the end {going_on[STEPS][0]:.3f} against {from_nothing[STEPS][0]:.3f}, a ratio of {head:.2f}")
 print("the same by level:", {t: round(value, 2) for t, value in zip(LEVELS, gain.tolist(), strict=True)})
-if LONG:
-    assert going_on[0][0] > 1.3 * from_nothing[0][0] and going_on[half][0] < from_nothing[half][0]  # CALIBRATE
-    assert head < 0.85 and gain.min() < 0.75 and gain[-1] > gain.min() + 0.1  # CALIBRATE
+if LONG and DATA == "Shapes":
+    assert going_on[0][0] > 3 * from_nothing[0][0] and going_on[half][0] < 0.8 * from_nothing[half][0]
+    assert going_on[half][0] < 1.1 * from_nothing[STEPS][0]  # half of the run does what the other needs the whole for
+    assert head < 0.85 and gain.min() < 0.7 and min(gain[0], gain[-1]) > gain.min() + 0.2
 
 # %% [markdown]
+# The head start begins with a debt: at step 0 it is six times worse, and for some twenty steps it pays back. Then it is
+# ahead, and at step 48 it has the 0.202 at which the run from nothing ends. **The old weights are worth about half of the
+# run.** At the end the ratio is 0.75. By level it is 0.43 in the middle, 0.83 near pure noise, where means and masses count
+# and both have learned them, and 1.04 at $t = 60$: no gain at all where only a film of noise is left. Why none there, when
+# what a sharp edge looks like should be an old acquaintance? We do not know.
+#
 # Pictures, all from the same noise, and a distance: the Fréchet distance of chapter 05, in the features of a judge who has
-# seen real new pictures only. **Expected: the one that went on is nearer to the real ones than the one from nothing.**
+# seen real new pictures only. **Expected: the one that went on is nearer to the real ones, and both are far away.**
 # Figures of so few pictures have a floor, so that of real training images stands beside.
 
 # %%
@@ -321,14 +339,21 @@ drawn = {"from nothing": pictures(scratch.ema.net, noise), "went on": pictures(t
 drawn["real"] = md.data.from_pixels(new.pixels[:DRAWN]).to(device)
 fd = {name: md.evaluation.frechet_distance(features(x), reference) for name, x in drawn.items()}
 print({name: round(value, 1) for name, value in fd.items()}, f"({DRAWN} pictures each)")
-if LONG:
-    assert fd["real"] < fd["went on"] < 0.9 * fd["from nothing"]  # CALIBRATE
+if LONG and DATA == "Shapes":
+    assert 10 * fd["real"] < fd["went on"] < 0.9 * fd["from nothing"]
 rows = [pictures(before, noise[:8]), drawn["went on"][:8], drawn["from nothing"][:8], drawn["real"][:8]]
 md.plot.show_images(torch.cat(rows), row_labels=["old model", "went on", "from nothing", "real"])
 
 # %% [markdown]
-# Compare the first two rows column by column. The noise decides where masses lie, and it decides so for both: where the old
-# model put its circle, the new one often has its thing.
+# 97 against 127, where real pictures have 2.6. The order is as expected, and the sober reading is in the last number: a
+# quarter of a very long way. Going on gives clean colours, a calmer ground and here and there an edge, but nobody would
+# call these things stars or hearts. A hundred steps are a ninth of what the old model had, and 0.15 is three times the
+# error that it reached on its own pictures.
+#
+# Compare the rows column by column. It is tempting to see the old model in the second one: a yellow thing where it had put
+# a yellow thing. It works in about half of the columns. But the third row, whose network has nothing of the old model,
+# agrees with the second about as well. Both have learned from the same pictures, and all start from the same noise. What a
+# picture owes to the old weights cannot be read off such a row.
 #
 # ## 5. How fast? What a learning rate does to what was known
 #
@@ -366,8 +391,8 @@ assert_close(short, orthogonalise(gradient), rtol=0.02, atol=0.02)
 # $$0.2 \sum_k \ell_k \;\approx\; 0.2 \cdot \tfrac12\,\ell \cdot \text{steps},$$
 #
 # which is the most it can do; and what was known is written in weights whose own size we can look up. Three rates: a tenth of
-# ours, ours, and ten times ours. **Expected: with the tenth, weights cannot move by more than their own size, whatever the data
-# say; with the tenfold, the old values are a small part of the new ones.**
+# ours, ours, and ten times ours. **Expected: with the tenth, weights cannot move by more than a
+# twentieth of their own size, whatever the data say; with the tenfold, by several times their size.**
 
 
 # %%
@@ -389,12 +414,16 @@ for name, lr in speeds.items():
     gone = travelled(runs[name][0].net, before)
     print(f"{name:8} rate {lr:.4f}: at most {bound:5.2f} of the weights' own size, in fact {gone:.2f}")
     if LONG:
-        assert gone < 1.5 * bound  # CALIBRATE
+        assert gone < bound
 if LONG:
     slow, ours, fast = (travelled(trainer.net, before) for trainer, _ in runs.values())
-    assert slow < 0.3 and slow < ours < fast and fast > 1  # CALIBRATE
+    assert slow < 0.05 and 0.1 < ours < 0.5 and fast > 2
 
 # %% [markdown]
+# 0.03, 0.26 and 3.6: each between a half and three quarters of what it could at most. So the steps of a run point much the
+# same way, to which Muon's momentum of 0.95 alone adds a lot, and the estimate, made of the rate and the number of steps
+# alone, is a useful one. After the tenfold run the old values are a small part of the new ones.
+#
 # And what became of the two kinds of pictures? Each run is a path: error on the new to the left, error on the old upwards.
 # They all begin at the old model, far to the right, and one would like to walk straight to the left.
 
@@ -407,40 +436,48 @@ md.plot.show_curves(
 # %% [markdown]
 # This is **catastrophic forgetting** (McCloskey & Cohen 1989), and there is nothing mysterious in it: the loss contains no
 # old picture, so nothing holds what only old pictures need. How far a run may walk is all the protection there is.
-# **Expected: the old error grows with the rate, at ours to more than three times. The tenth keeps the most of the old and has
-# not learned the new; the tenfold loses the most, and for that it buys no better error than ours.**
+# **Expected: the old error grows with the rate, at ours to more than ten times. The tenth loses the least and has not learned
+# the new; the tenfold loses the most, and for that it buys no better error than ours.**
 
 # %%
 kept = way[BEFORE][1]
 for name, (_, seen) in runs.items():
     print(f"{name:8} error on new {seen[STEPS][0]:.3f}, on old {seen[STEPS][1]:.3f}: {seen[STEPS][1] / kept:.1f} times before")
-if LONG:
+if LONG and DATA == "Shapes":
     ends = {name: seen[STEPS] for name, (_, seen) in runs.items()}
-    assert ends["a tenth"][1] < ends["ours"][1] and ends["ours"][1] > 3 * kept  # CALIBRATE
-    assert ends["tenfold"][1] > ends["ours"][1]  # CALIBRATE
-    assert ends["a tenth"][0] > 1.3 * ends["ours"][0]  # CALIBRATE
-    assert ends["tenfold"][0] > 0.9 * ends["ours"][0]  # CALIBRATE
+    assert 5 * kept < ends["a tenth"][1] < 0.6 * ends["ours"][1] and ends["ours"][1] > 10 * kept
+    assert ends["tenfold"][1] > 1.2 * ends["ours"][1]
+    assert ends["a tenth"][0] > 5 * ends["ours"][0]
+    assert ends["tenfold"][0] > 1.2 * ends["ours"][0]
 md.plot.show_images(
     torch.cat([pictures(trainer.ema.net, noise[:8]) for trainer, _ in runs.values()]), row_labels=list(runs),
     title="the same noise, three rates",
 )  # fmt: skip
 
 # %% [markdown]
-# One more run, for honesty's sake. If the new kind can be learned at rates that overwrite the old, did we need the old at
-# all? The run from nothing was given the rate of ours, which is too small for those who have far to go. **Expected: at three
-# times the rate it comes within a third of ours, on pictures as simple as these.** A head start is worth steps, or steepness
-# of the path, more than a better place to arrive. For large pictures and large networks the steps it is worth are months.
+# All this is so, and one thing is worse than the recipes have it: **a small rate is little protection.** With the tenth, the
+# weights have moved by 3 %, the old error is twelve times what it was, and the new is 2.7, worse than an untrained network's.
+# It draws neither kind. In the picture of the paths its end lies near the line of ours: it has gone nearly the same way, only
+# less far. (Between two looks a line is a line and no measurement.) With ours the old error is 43 times what it was, with
+# the tenfold 68 times, and its new error is 0.25, for 0.15 with ours.
+#
+# One more run, for honesty's sake. Was the run from nothing given a fair rate? Those who have far to go might need a larger
+# one. Our guess, before it was run: at three times the rate it comes within a third of ours. What is asserted is what was
+# found. **Expected now: the same as before, within 15 %, and worse than ours by more than that.**
 
 # %%
 _, bolder = learn(fresh(), md.data.batches(new, BATCH, device, seed=SEED), STEPS, lr=3 * LR)
 print(f"from nothing {from_nothing[STEPS][0]:.3f}, three times as fast {bolder[STEPS][0]:.3f}; ours {going_on[STEPS][0]:.3f}")
-if LONG:
-    assert bolder[STEPS][0] < from_nothing[STEPS][0] and bolder[STEPS][0] < 4 / 3 * going_on[STEPS][0]  # CALIBRATE
+if LONG and DATA == "Shapes":
+    assert abs(bolder[STEPS][0] / from_nothing[STEPS][0] - 1) < 0.15 and bolder[STEPS][0] > 1.15 * going_on[STEPS][0]
 
 # %% [markdown]
+# 0.207 after 0.202: the guess was wrong. Of two rates, neither buys in a hundred steps what the old weights give; another
+# might. Whether the run from nothing would arrive at the same place with more steps, this does not say.
+#
 # "A small learning rate" is thus a bet on how near the new kind is to the old. From faces to other faces a hundredth may be
-# right. From circles on white to something else on black it is not. Copying the number from a tutorial whose pictures were
-# of another kind is copying the answer to another question.
+# right. From circles on light ground to something else on dark not even a tenth was. Copying the number from a tutorial
+# whose pictures were of another kind is copying the answer to another question.
 #
 # ## 6. Only some of the layers
 #
@@ -465,8 +502,8 @@ frozen = [(a, b) for a, b in zip(some.net.parameters(), before.parameters(), str
 assert all(torch.equal(a, b) for a, b in frozen) and 0 < share < 0.05
 
 # %% [markdown]
-# **Expected: from a hundredth of the weights, more than half of the way from the old model's error to that of the full
-# fine-tuning, for a memory of optimizer and gradients that is a hundredth too.** What was learned is a patch: put the old
+# **Expected: from a two-hundredth of the weights, more than three quarters of the way from the old model's error to that of the
+# full fine-tuning, for a memory of optimizer and gradients that is as small.** What was learned is a patch: put the old
 # vectors back, and the old model is there again to the last bit.
 
 # %%
@@ -477,10 +514,15 @@ whole_way = going_on[0][0] - going_on[STEPS][0]
 gained = (some_seen[0][0] - some_seen[STEPS][0]) / whole_way if whole_way else 0.0
 numbers = sum(p.numel() for p in some.net.parameters() if p.requires_grad)
 print(f"share of the way: {gained:.0%}, in a file of {4 * numbers:,} bytes")
-if LONG:
-    assert 0.5 < gained < 1  # CALIBRATE
+if LONG and DATA == "Shapes":
+    assert 0.75 < gained < 1 and some_seen[STEPS][0] > 2 * from_nothing[STEPS][0]
 
 # %% [markdown]
+# 91 % of the way sounds like nearly all, and is not: the way begins at 9.4, so that what is left of it is an error of 1.0, five
+# times that of the run from nothing. Biases pay back the debt and learn little of the new. Nor do they spare the old, whose
+# error is 0.96, twenty times what it was: while the patch is on. That it can be taken off is its true merit, and it fits
+# into 36 kilobytes.
+#
 # LoRA (chapter 19) is the same thought with a better choice of what may move: every matrix, by a little in few directions.
 # (Two warnings. A gradient of zeros, in place of none, leaves weight decay pulling at "frozen" weights. And the
 # statistics of a BatchNorm are no parameters: they move on unless the layer is in `eval()`. Our networks have none.)
@@ -582,7 +624,7 @@ assert off["GroupNorm"] < 1e-12 and off["BatchNorm"] > 0.01
 # - **Emptied in the inner loop.** Only the last part counts: the work of $K$ batches, the noise of one.
 # - **`loss.backward(loss)`.** One tutorial's training and fine-tuning loops have it. The argument is what the gradient is
 #   multiplied by, so this is the gradient of $\tfrac12 L^2$: every part counts by how wrong it already is. *Expected:
-#   shorter, by about the factor $L/K$, and no longer quite the right direction.*
+#   about $L/K$ times as long, and no longer quite the right direction.*
 # - **Parts of unequal size.** The last part of an epoch has 1 image where the others have 5, and the mean of means counts it
 #   five times. *Expected: another direction.* (`md.data.batches` leaves incomplete batches out.)
 
@@ -612,6 +654,10 @@ with matplotlib.rc_context(md.plot.STYLE):
 figure.to(None)  # a cell that ends with a figure shows it
 
 # %% [markdown]
+# Emptying inside turns the gradient most, by 36 degrees; the two subtler ones by 4 and 5. With `backward(loss)` it is here 1.6
+# times too long: the old network is so wrong about the new pictures that $L$ is above $K = 4$. Once $L$ has come down to 0.2
+# it will be twenty times too short. The bug brakes as the training succeeds.
+#
 # Why does hardly anyone notice the first? Because the optimizers in use do not care how long a gradient is. **Expected: a
 # step of plain descent is 4 times as long, one of AdamW or Muon just as long as it was.** The bug sleeps until somebody
 # changes the optimizer, or the bound of the clipping, which is in the units of the gradient and now bites four times as
@@ -638,8 +684,8 @@ assert abs(longer["SGD"] - 4) < 0.01 and abs(longer["AdamW"] - 1) < 0.1 and abs(
 #
 # Nothing says that the parts of a step must come from one heap. Forgetting had a plain reason: no old picture in the loss. So
 # put some in (rehearsal: Robins 1995). With `accumulate=2`, every step takes half a batch of new pictures and half a batch of
-# old ones. **Expected: the old error stays within a half of what it was. For the new, half of the pictures are not quite as
-# good as all of them, and still far ahead of starting from nothing.**
+# old ones. **Expected: the old error stays within four times what it was, and far below what it is without. For the new, half
+# of the pictures are nearly as good as all of them, and still ahead of starting from nothing.**
 
 
 # %%
@@ -653,9 +699,9 @@ def in_turn(*feeds):
 both = in_turn(*(md.data.batches(images, BATCH // 2, device, seed=SEED) for images in (new, old)))
 rehearsed, both_seen = learn(further(before, 3, []), both, STEPS, accumulate=2)
 print(f"error on new {both_seen[STEPS][0]:.3f}, on old {both_seen[STEPS][1]:.3f}, which was {kept:.3f}")
-if LONG:
-    assert both_seen[STEPS][1] < 1.5 * kept  # CALIBRATE
-    assert going_on[STEPS][0] < both_seen[STEPS][0] < from_nothing[STEPS][0]  # CALIBRATE
+if LONG and DATA == "Shapes":
+    assert 1.5 * kept < both_seen[STEPS][1] < min(4 * kept, 0.2 * going_on[STEPS][1])
+    assert both_seen[STEPS][0] < 1.2 * going_on[STEPS][0] and both_seen[STEPS][0] < 0.9 * from_nothing[STEPS][0]
 runs |= {"biases only": (some, some_seen), "old and new": (rehearsed, both_seen)}
 md.plot.show_curves(
     {name: [[pair[k] for pair in seen.values()] for k in (0, 1)] for name, (_, seen) in runs.items()},
@@ -663,6 +709,11 @@ md.plot.show_curves(
 )  # fmt: skip
 
 # %% [markdown]
+# The old error is 2.3 times what it was, where it was 43 times without rehearsal; for that the new one is 0.160 in place of
+# 0.151. We had hoped for less than 1.5 times. The path shows what happened: it does not stay low, it first rises, to more than
+# five times at step 12, and then comes down again on both counts. So here rehearsal does not *keep* the old. The old is
+# lost for a while and learned anew beside the other, and at step 100 its error is still falling.
+#
 # The price is that the network now draws both kinds, in equal shares, and has to be told which is wanted: by a class (chapter
 # 08) or by words. DreamBooth (chapter 19) rehearses for the same reason.
 
@@ -670,6 +721,9 @@ md.plot.show_curves(
 md.plot.show_images(pictures(rehearsed.ema.net, noise[:16]), columns=8, title="taught both")
 
 # %% [markdown]
+# Some of these are of one kind, and some are of both at once: a triangle in two colours, a heap on a ground between light and
+# dark. A hundred steps have not told the kinds apart.
+#
 # ## 9. What is in the average?
 #
 # We have drawn with averaged weights all along. Chapter 05 built the average; a fine-tuning asks it a sharper question. After
@@ -708,8 +762,9 @@ assert abs(mixtures["decay 0.999"][0] - 0.905) < 0.001 and mixtures["the library
 # $$a_{n+1} = d_n\,(a_n + 1), \qquad d_n = \frac{n+1}{n+10}.$$
 #
 # Try $a_n = n/10$: on the right $\frac{n+1}{n+10}\cdot\frac{n+10}{10} = \frac{n+1}{10}$, as it should be. **So the average
-# lags exactly a tenth of the run**, until a constant decay takes over, whose lag is $d/(1-d)$. **Expected after 100 updates:
-# 10 steps with the ramp. And 95 with a constant 0.999:** it has hardly left.
+# lags exactly a tenth of the run**, until a constant decay takes over, whose lag is $d/(1-d)$. **Expected after 100
+# updates: 10 steps with the ramp. And 95 with a constant 0.999:** it has hardly left. (In the picture the ramp's flat foot
+# is only where the drawing ends, at a millionth.)
 
 # %%
 walker = nn.Linear(1, 1, bias=False).double()
@@ -732,7 +787,7 @@ md.plot.show_curves(
 
 # %% [markdown]
 # Now the fine-tuning of section 4, whose weights went into both. **Expected: raw weights and the ramp's average equal within
-# a tenth, for the rate has fallen to zero and they have settled; the constant average at least twice as wrong about new
+# a twentieth, for the rate has fallen to zero and they have settled; the constant average at least ten times as wrong about new
 # pictures.**
 
 # %%
@@ -740,27 +795,37 @@ three = {"raw": tuned.net, "ramp": tuned.ema.net, "constant 0.999": constant.net
 errors = {name: [error_at(net, x[:64], FEW).mean().item() for x in (x_new, x_old)] for name, net in three.items()}
 for name, (on_new, on_old) in errors.items():
     print(f"{name:15} error on new {on_new:.3f}, on old {on_old:.3f}")
-if LONG:
-    assert abs(errors["ramp"][0] / errors["raw"][0] - 1) < 0.1
-    assert errors["constant 0.999"][0] > 2 * errors["ramp"][0]  # CALIBRATE
+if LONG and DATA == "Shapes":
+    assert abs(errors["ramp"][0] / errors["raw"][0] - 1) < 0.05
+    assert errors["constant 0.999"][0] > 10 * errors["ramp"][0]
 md.plot.show_images(torch.cat([pictures(net, noise[:8]) for net in three.values()]), row_labels=list(three))
 
 # %% [markdown]
-# If your fine-tuning "does nothing", look at the raw weights before you raise the learning rate.
+# It is 33 times as wrong, 4.95 for 0.15, and its row of pictures is the old model: circles, squares and triangles on light
+# ground, as if nothing had been learned. If your fine-tuning "does nothing", look at the raw weights before you raise the
+# learning rate.
 #
 # ## 10. Find the bug: the first loss knows
 #
 # A network is half of a model. The other half, schedule, prediction and range of values, is in nobody's weights, and PyTorch
 # loads the weights without it. Here are four wrong ways to go on from the old model. Shapes agree, nothing is raised, and the
-# loss falls nicely in all of them, for the network can learn any of these tasks. What is lost is the head start, and with it
+# loss would fall in all of them, for a network can learn any of these tasks. What is lost is the head start, and with it
 # the reason for all this.
 #
 # There is a test that takes one minute and no training: **before the first step, compute the loss on pictures of the kind
 # that the model was trained on. It must be the loss that its training ended with.**
 #
 # One wrong number can be foretold. If a network that answers $\epsilon - x_0$ is taught as if it answered $\epsilon$, it is
-# off by $x_0$, whatever the level. **Expected: the right loss and $\overline{x_0^2}$ on top, within 0.1; for every bug at
-# least twice the right value.**
+# off by $x_0$, whatever the level, and by its own error $r$. One is tempted to add the two squares. But they are not
+# independent: where it cannot see, a good network draws its answer to the mean, so what it lacks has to do with $x_0$. The
+# best network has $r = (x_0 - \hat x_0)/\sigma$ on this schedule, with $\hat x_0$ the mean of all pictures that fit, and so
+#
+# $$\mathbb E\,|r - x_0|^2 = \overline{x_0^2} + \mathbb E\,|r|^2 - \underbrace{2\,\mathbb E\,\langle r, x_0\rangle}_{2\sigma\,
+# \mathbb E |r|^2} = \overline{x_0^2} + (1 - 2\sigma)\,\mathbb E\,|r|^2 .$$
+#
+# Our four levels, $\sigma$ from 0.125 to 0.875, lie evenly about a half, so the second term is a plus as often as a minus, and
+# never more than three quarters of the right loss, 0.05. **Expected: $\overline{x_0^2}$ alone, which is the untrained network's
+# loss less 1, within 0.04; for every bug at least three times the right value.**
 
 # %%
 known = x_old[:64]
@@ -776,10 +841,14 @@ first_losses = {name: found.mean().item() for name, found in first_losses.items(
 for name, value in first_losses.items():
     print(f"{name:25} {value:.3f}")
 if LONG:
-    assert abs(first_losses["another prediction, eps"] - first_losses["right"] - known.square().mean()) < 0.1  # CALIBRATE
-    assert min(value for name, value in first_losses.items() if name != "right") > 2 * first_losses["right"]  # CALIBRATE
+    assert abs(first_losses["another prediction, eps"] - known.square().mean()) < 0.04
+    assert min(value for name, value in first_losses.items() if name != "right") > 3 * first_losses["right"]
 
 # %% [markdown]
+# 0.339, and 1.338 untrained. Mark the order of the others. Another schedule is five times the right value, and still far
+# better than an untrained network, so who knows only that "the loss is low" suspects nothing. The time in the wrong unit is
+# seven times worse than no training at all.
+#
 # This is why `ClassToImage` keeps all of it in one file, why `--begin` refuses `--schedule` and `--predicts`, and why the first
 # number that a run prints deserves a look.
 #
@@ -802,7 +871,7 @@ assert len(told.missing_keys) == len(wrapped) and quiet == first_losses["untrain
 # Fine-tuning changes what a model draws for ever; guidance changes what it draws this once. They do not disturb each other:
 # the new model is a denoiser as the old one was, so a colour can pull at it (chapter 11 derives how). `md.color_loss` says
 # how far a picture is from a colour, `md.guided` moves every estimate of $\hat x_0$ down its slope. **Expected: nearer to red
-# by more than a quarter, and the same things are still to be seen.**
+# by more than a tenth. What becomes of the things?**
 
 # %%
 red = md.color_loss((0.86, 0.13, 0.16))
@@ -811,11 +880,16 @@ steered = md.guided(md.denoiser(model, "flow"), red, scale=1000)
 pair = {"as it draws": pictures(model, noise[:16]), "towards red": pictures(model, noise[:16], steered)}
 away = {name: red(x).item() / 16 for name, x in pair.items()}
 print("mean distance from red:", {name: round(value, 3) for name, value in away.items()})
-if LONG:
-    assert away["towards red"] < 0.75 * away["as it draws"]  # CALIBRATE
+if LONG and DATA == "Shapes":
+    assert away["towards red"] < 0.9 * away["as it draws"]
 md.plot.show_images(torch.cat([x[:8] for x in pair.values()]), row_labels=list(pair))
 
 # %% [markdown]
+# Nearer by 22 %, where we had guessed a quarter and more, and yet every thing in the row is red. The number is a mean over
+# all pixels, and most of them are ground, which has stayed dark: the model has never seen a red ground, and the pull does
+# not talk it into one. It talks it into red things. They are not the same things: where there was a yellow hook or a blue
+# dot there is now a red heap, larger and with more of a shape. Many of them lie where the old ones lay.
+#
 # ## 12. What we left out
 #
 # | left out | where to read it |
