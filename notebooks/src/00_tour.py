@@ -340,17 +340,19 @@ md.plot.show_images(puppy, title=MODEL or "ours")
 # | [07 fast samplers](07_fast_samplers.ipynb) | how few calls of the network does a picture need? |
 # | [08 class conditioning](08_class_conditioning.ipynb) | how do you ask a diffusion model for a sneaker? |
 # | [09 classifier-free guidance](09_classifier_free_guidance.ipynb) | how do you make a model take its prompt seriously? |
+# | [10 fine-tuning](10_fine_tuning.ipynb) | how does a model that draws one thing learn to draw another? |
 # | [11 colour guidance](11_colour_guidance.ipynb) | can you steer a model by something it was never trained on? |
 # | [12 CLIP](12_clip.ipynb) | how can a picture be compared with a sentence? |
 # | [13 the VAE](13_vae_and_latents.ipynb) | why does Stable Diffusion not diffuse pixels? |
 # | [14 cross-attention](14_cross_attention.ipynb) | how does a sentence get into a picture? |
+# | [15 text to image](15_text_to_image.ipynb) | what does it take to make a network draw what a sentence says? |
 # | [16 Stable Diffusion](16_stable_diffusion.ipynb) | is this really it? |
 # | [17 img2img, inpainting](17_img2img_inpainting_depth.ipynb) | how do you change a picture and keep the rest of it? |
 # | [18 inversion and editing](18_inversion_and_editing.ipynb) | which noise would have become this picture? |
 # | [20 rectified flow and SD3](20_rectified_flow_and_sd3.ipynb) | what is left of Stable Diffusion when the U-Net goes? |
 # | [21 measuring, honestly](21_measuring_honestly.ipynb) | how do you know that a generative model is any good? |
 #
-# (10, 15, 19, 22 and 23 are still being written.) 01 to 07 are best read in order; after that, follow what you want to know.
+# (19, 22 and 23 are still being written.) 01 to 07 are best read in order; after that, follow what you want to know.
 # Every chapter is built alike: a question, an attempt that fails, a derivation, the library's functions written anew *under
 # their own names* and compared with it, an experiment whose number is announced beforehand (**Expected:** is a promise, and
 # the cell below it asserts it), and the bugs that you will meet.
