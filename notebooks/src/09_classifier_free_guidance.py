@@ -82,7 +82,8 @@ def obeyed(asked, images):
 
 # %% [markdown]
 # Plain conditional drawing, and what a person would try next: louder. Words are vectors here, so let us
-# make them twice as long, and four times. **Expected:** plain, three in four obey; twice as loud, half; at four times, none.
+# make them twice as long, and four times. **Expected:** plain, four in five obey; twice as loud, no more than that; at four
+# times, next to none.
 
 # %%
 with torch.no_grad():
@@ -92,16 +93,17 @@ for factor in (1, 2, 4):
     loud[factor] = draw(md.denoiser(pipe.ask(), pipe.predicts, context=factor * context), noise[:ASKED])
     print(f"words times {factor}: {obeyed(asked, loud[factor]):.0%} obeyed")
 if LONG:
-    assert 0.58 < obeyed(asked, loud[1]) < 0.88 and obeyed(asked, loud[4]) < 0.15
-    assert obeyed(asked, loud[2]) < obeyed(asked, loud[1]) - 0.12
+    assert 0.62 < obeyed(asked, loud[1]) < 0.88 and obeyed(asked, loud[4]) < 0.15
+    assert obeyed(asked, loud[2]) < obeyed(asked, loud[1]) + 0.06
 md.plot.show_images(
     torch.cat([images[:SHOWN] for images in loud.values()]), columns=SHOWN, row_labels=[f"words × {factor}" for factor in loud],
     title=" · ".join(texts[:2]) + " · …",
 )  # fmt: skip
 
 # %% [markdown]
-# Nobody trained the network on loud words, so it has no idea what they mean: objects double, then melt. We need to know in
-# which *direction* "more like the prompt" lies. For that we go to a place where everything is known.
+# Nobody trained the network on loud words, so it has no idea what they mean. Twice as loud gives other pictures, and what one
+# gains another loses: in the second the cross grows into the star, in the last there are two crosses. At four times, objects
+# melt. We need to know in which *direction* "more like the prompt" lies. For that we go to a place where everything is known.
 #
 # ## 2. A world with all the answers
 #
@@ -474,8 +476,8 @@ assert_close(ours, theirs.clamp(-1, 1).cpu(), atol=1e-2, rtol=0)
 # leaves much open, "a circle", drawn from two dozen noises. The oracle reads colour, size, background and ninth of the
 # frame of every circle, and we count how many *different* ones there are. A picture without a circle counts for none.
 #
-# **Expected:** at scale 0 the prompt is obeyed in no picture; plain, in three of four; at 2 and 4 in nine of ten. What will 10
-# do, and will variety fall as fast as in section 5? Guess before you look.
+# **Expected:** at scale 0 the prompt is obeyed in no picture; plain, in four of five; at 2 and 4 in more than nine of ten.
+# What will 10 do, and will variety fall as fast as in section 5? Guess before you look.
 
 
 # %%
@@ -499,22 +501,23 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# The gain is as promised. The price is not where we looked for it. **Obedience itself falls**: 90 % at scale 2, 71 % at 7.5,
-# which is no better than plain, and 54 % at 10. Look down the columns: sides cave in, orange turns red, a cross melts into its
-# neighbour. The prompt is not ignored but overdone, until the oracle no longer recognises what was asked for. (Stable Diffusion
-# is used at 7.5. The best scale belongs to a model, and has to be measured.)
+# The gain is as promised. The price is not where we looked for it. **Obedience itself falls**: 94 % at scale 4, 83 % at 7.5,
+# which is hardly better than plain, and 62 % at 10. Look down the columns: sides cave in, an orange triangle turns yellow, a
+# second cross appears. The prompt is not ignored but overdone, until the oracle no longer recognises what was asked for.
+# (Stable Diffusion is used at 7.5. The best scale belongs to a model, and has to be measured.)
 #
-# Variety falls little, from 22 circles to 19, and of 24 pictures two or three are chance. That is no contradiction to
-# section 5. There are many more kinds of circle than pictures here, so the count notices only a collapse, and within one kind,
-# say "large, red, top left", everything may shrink unseen. A coarse measure is a weak witness.
+# Variety holds up to scale 4, where all 24 circles are different, and then falls, to 18 at 10. That is far less than in
+# section 5, and part of it may be the same harm as above: a circle that has grown corners counts for none. It is no
+# contradiction. There are many more kinds of circle than pictures here, so the count notices only a collapse, and within one
+# kind, say "large, red, top left", everything may shrink unseen. A coarse measure is a weak witness.
 
 # %%
 marks = {scale: obeyed(asked, sweep[scale]) for scale in scales}
 kinds_of = {scale: variety(open_ended[scale]) for scale in scales}
 if LONG:
     assert marks[0.0] < 0.1 and max(marks[2.0], marks[4.0]) > max(0.82, marks[1.0] + 0.08)
-    assert marks[10.0] < max(marks[2.0], marks[4.0]) - 0.2  # too much of it
-    assert 14 < kinds_of[10.0] <= kinds_of[1.0]  # less variety, but no collapse
+    assert marks[10.0] < max(marks[2.0], marks[4.0]) - 0.16  # too much of it
+    assert 12 < kinds_of[10.0] < kinds_of[1.0] - 1  # less variety, but no collapse
 md.plot.show_curves(
     {"obeyed": (scales, [marks[scale] for scale in scales]),
      "different circles, share": (scales, [kinds_of[scale] / AGAIN for scale in scales])},
@@ -532,7 +535,7 @@ md.plot.show_curves(
 #
 # The second form says what that is: guidance towards $y$ with weight $s$ and away from $n$ with weight $s - 1$. So at
 # scale 1 a negative prompt does nothing at all. "a circle" leaves the background open. We do not want a white one.
-# **Expected:** one in seven is white without, none with; and at scale 1 the pictures are the same.
+# **Expected:** one in twelve is white without, none with; and at scale 1 the pictures are the same.
 
 # %%
 NOT = "a white background with a circle"
@@ -549,14 +552,14 @@ def white(images):
 print(f"white: {white(without):.0%} without, {white(away):.0%} with the negative prompt")
 assert_close(same, open_ended[1.0], atol=1e-2, rtol=0)
 if LONG:
-    assert white(away) < 0.1 and white(away) < white(without)
+    assert white(away) < 0.05 and white(away) < white(without)
 md.plot.show_images(torch.cat([without[:SHOWN], away[:SHOWN]]), columns=SHOWN, row_labels=["a circle", "not on white"])
 
 # %% [markdown]
 # White is gone (it was rare before: none of the eight that are shown). But see what else went: the grey and the cream ground
-# as well. "Away from white" is a direction, not a filter, and here it leads to black. And our negative prompt speaks of a
-# circle too, so the walk leads away from circles as well, which may be why some are now nearly squares. Name in a negative
-# prompt only what you do not want.
+# as well. "Away from white" is a direction, not a filter, and here it leads to the dark. And our negative prompt speaks of a
+# circle too, so the walk leads away from circles as well, which may be why some are now nearly squares, and why there are two
+# of them where one was asked for. Name in a negative prompt only what you do not want.
 #
 # ## 8. Several prompts, each with its weight
 #
@@ -594,7 +597,7 @@ def several(prompts, scales):
 # %% [markdown]
 # First the two identities: one prompt is `classifier_free`, and a negative prompt is a second one of weight $-(s-1)$.
 # Then a composition: half of the wish in each of two prompts. **Expected:** each prompt alone leaves the other
-# half to chance, and fewer than half of the pictures have both; together, four in five.
+# half to chance, and fewer than half of the pictures have both; together, nearly all.
 
 # %%
 x, level = noise[:AGAIN], pipe.schedule.at(800.0)
@@ -621,13 +624,14 @@ wishes = {"red": (4.0, 0.0), "black": (0.0, 4.0), "both": (3.0, 3.0), "red, not 
 stars = {name: draw(several([RED, BLACK], weights), noise[:AGAIN]) for name, weights in wishes.items()}
 print("a red star on black:", {name: f"{both(images):.0%}" for name, images in stars.items()})
 if LONG:
-    assert both(stars["both"]) > max(both(stars["red"]), both(stars["black"])) + 0.18 and both(stars["both"]) > 0.65
+    assert both(stars["both"]) > max(both(stars["red"]), both(stars["black"])) + 0.25 and both(stars["both"]) > 0.65
     assert both(stars["red, not black"]) < min(0.16, both(stars["red"]))
 md.plot.show_images(torch.cat([images[:SHOWN] for images in stars.values()]), columns=SHOWN, row_labels=list(stars))
 
 # %% [markdown]
-# Chance is kind to red: on black, nearly half of the stars are red without being asked. We do not know why. In the last row
-# the ground is light in all pictures shown but one, and some stars turn pink: a weight of −3 has its price as well.
+# See the second row: asked for a star on black and for no colour, the model draws red, orange, yellow and pink, and not one of
+# the eight stars is blue or green. We do not know why. In the last row no ground is black, but some stars turn pink, and one
+# picture has two of them: a weight of −3 has its price as well.
 #
 # ## 9. Too much contrast, taken back
 #
@@ -680,15 +684,16 @@ rows = {"plain": sweep[1.0], "scale 10": sweep[10.0], "scale 10, rescaled": tame
 for name, images in rows.items():
     print(f"{name:18}: spread within {spread_within(images):.3f}, {obeyed(asked, images):.0%} obeyed")
 if LONG:
-    assert spread_within(tamed) < spread_within(sweep[10.0]) - 0.015
-    assert abs(obeyed(asked, tamed) - marks[10.0]) < 0.13 and obeyed(asked, tamed) < max(marks[2.0], marks[4.0]) - 0.2
+    assert spread_within(tamed) < spread_within(sweep[10.0]) - 0.013
+    assert abs(obeyed(asked, tamed) - marks[10.0]) < 0.15 and obeyed(asked, tamed) < max(marks[2.0], marks[4.0]) - 0.14
 md.plot.show_images(torch.cat([images[:SHOWN] for images in rows.values()]), columns=SHOWN, row_labels=list(rows))
 
 # %% [markdown]
-# The excess is only 2 % here, 0.984 against 0.965, and `rescaled` takes back more than that, to 0.951. (It compares with the
-# plain answer at the points of *this* walk, which are not those of the plain walk, so nothing promises 0.965.) Obedience stays
-# where it was, at half. The first picture's ground even turned grey. One number for a whole picture cannot straighten a side or
-# turn red into orange again: what scale 10 spoils in this model is not contrast.
+# The excess is less than 2 % here, 0.974 against 0.959, and `rescaled` takes back more than that, to 0.948. (It compares with
+# the plain answer at the points of *this* walk, which are not those of the plain walk, so nothing promises 0.959.) Obedience
+# stays where it was, but for two pictures of 48, and far below that of scale 4. One ground even turned grey, and the first
+# picture has a second cross. One number for a whole picture cannot straighten a side or turn yellow into orange again: what
+# scale 10 spoils in this model is not contrast.
 #
 # ## 10. Only where it helps
 #
@@ -724,8 +729,9 @@ assert judged(some)[0] > 0.98 and judged(some)[2] <= judged(clouds[8])[2]
 # Then the model, at scale 7.5. A walk of our schedule spends its steps mostly at high noise, so the bounds are high as well.
 # Leaving out the clean end, $\sigma < 0.7$, saves a fifth of the questions. (So it is counted below, for the library's version,
 # which asks once at scale 1; ours asks twice and weighs one answer with 0.) Our first guess was that this changes hardly
-# anything, and that leaving out the noisy end gives variety back. Both were wrong. **Expected:** without the clean end, nine in
-# ten obey, where guidance everywhere had seven; without the noisy end, neither obedience nor variety improves.
+# anything, and that leaving out the noisy end gives variety back. The first was wrong, and the second cannot be seen here.
+# **Expected:** without the clean end, well over nine in ten obey, where guidance everywhere had eight; without the noisy end,
+# the gain in obedience is smaller, and in variety it is one circle.
 
 # %%
 bounds = {"everywhere": (0.0, 1.0), "σ ≥ 0.7": (0.7, 1.0), "σ ≤ 0.9": (0.0, 0.901)}
@@ -739,16 +745,17 @@ for name, (hard, free) in limited.items():
     cost = 1 + sum(low <= sigma <= high for sigma in sigmas) / STEPS
     print(f"{name:10}: {obeyed(asked, hard):.0%} obeyed, {variety(free)} different circles, {cost:.1f} questions a step")
 if LONG:
-    assert obeyed(asked, limited["σ ≥ 0.7"][0]) > marks[7.5] + 0.09
-    assert obeyed(asked, limited["σ ≤ 0.9"][0]) < marks[7.5] + 0.09
-    assert abs(variety(limited["σ ≤ 0.9"][1]) - kinds_of[7.5]) <= 4  # of 24: chance
+    assert obeyed(asked, limited["σ ≥ 0.7"][0]) > marks[7.5] + 0.06
+    assert obeyed(asked, limited["σ ≤ 0.9"][0]) <= obeyed(asked, limited["σ ≥ 0.7"][0])
+    assert abs(variety(limited["σ ≤ 0.9"][1]) - kinds_of[7.5]) <= 3  # of 24: chance
 md.plot.show_images(torch.cat([free[:SHOWN] for _, free in limited.values()]), columns=SHOWN, row_labels=list(limited))
 
 # %% [markdown]
-# That is the surprise of this chapter. With guidance off below $\sigma = 0.7$, scale 7.5 obeys as well as scale 2, and asks
-# less. So what section 6 showed, sides that cave in and colours that drift, is done at the clean end, where the objects are
-# already chosen and the push can only overdo them. Without the noisy end all the harm stays, and 18 circles in place of 20
-# are chance. Where the interval lies depends on model and schedule; that there is one is worth a try everywhere.
+# That is the surprise of this chapter. With guidance off below $\sigma = 0.7$, scale 7.5 obeys as well as scales 2 and 4, and
+# asks less. So what section 6 showed, sides that cave in and colours that drift, is mostly done at the clean end, where the
+# objects are already chosen and the push can only overdo them. See the first circle: it is round again. There are three more
+# different ones, too, but three of 24 may be chance, and so may what the other end gains, one circle, and three
+# pictures of 48 that obey. Where the interval lies depends on model and schedule; that there is one is worth a try everywhere.
 #
 # Both compose: `between(rescaled(strong, plain), plain, 0.3, 0.9)` is a denoiser too, and no sampler learns of it.
 #
@@ -808,7 +815,7 @@ for name, images in damage.items():
 md.plot.show_images(torch.cat([images[:SHOWN] for images in damage.values()]), columns=SHOWN, row_labels=list(damage))
 
 # %% [markdown]
-# The other three lose nothing that can be counted: 83, 92 and 90 % against 88 %, and of 48 pictures a few more or fewer are
+# The other three lose nothing that can be counted: 90, 96 and 98 % against 94 %, and of 48 pictures a few more or fewer are
 # chance. They are the dangerous ones, for no count of obedience finds them. One has a reason that we can prove: the forgotten
 # $\hat\epsilon$ is **never read**. DPM-Solver++ 2M takes $\hat x_0$ and the point, and works out the noise by itself. The cell
 # below holds it to that: the forgetful and the right version draw the same pictures. DDIM reads both, so the bug waits for

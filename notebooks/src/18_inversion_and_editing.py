@@ -58,7 +58,7 @@ LONG = True  # hold the model to the numbers in the text  # quick: False
 # Two marks for every edit. **Done**: the oracle reads one object as wanted, in its place. **Spoilt**: the mean absolute
 # difference of all that should have stayed, in a range of −1 to 1: everything outside of the object, or, for a new
 # background, the object itself. **Expected:** no strength is good for everything. Strength 0.4 does three edits in four, but
-# spoils the objects whose background was changed by 0.1; at 0.8 more than half of the edits fail.
+# spoils the objects whose background was changed by more than 0.1; at 0.8 more than half of the edits fail.
 
 # %%
 pipe = md.StableDiffusion.from_pretrained("shapes", device=device)
@@ -91,7 +91,7 @@ for strength in (0.4, 0.6, 0.8):
     naive[strength] = pipe.img2img(targets, image, strength, fresh, steps=STEPS, guidance_scale=3.0, sampler=md.ddim).cpu()
     print(f"strength {strength}: ", end="")
     share, damage = overall(marks(naive[strength]))
-    assert not LONG or (share < 0.85 and damage > 0.025)  # sections 7 and 9: 0.89 and 0.92, and a spoilt of 0.01
+    assert not LONG or (share < 0.85 and damage > 0.025)  # sections 7 and 9: 0.94, and a spoilt of 0.01
 assert not LONG or share < 0.55  # at 0.8, the last
 md.plot.show_images(
     torch.cat([image[show], *(x[show] for x in naive.values())]), columns=len(show),
@@ -101,10 +101,10 @@ md.plot.show_images(
 # %% [markdown]
 # It is less of a failure than we had thought. At strength 0.4 it does 28 of 36, and with shapes it is good: 10 of 12, and
 # nothing around them suffers. But see the second column. With too little noise the old colour still shines through, and the
-# triangle is neither orange nor purple: the model believes what it sees more than what it is told (7 of 12). With more noise,
-# the colour is right and the place is wrong, since fresh noise knows nothing of the picture: at 0.6 the triangle has flown
-# up, and 4 colours of 12 are counted as done, at 0.8 only 2. What we want is noise that hides the colour and *remembers
-# everything else*.
+# triangle is neither orange nor purple: the model believes what it sees more than what it is told (8 of 12). The sky in the
+# last column fares no better. With more noise, the colour is right and the place is wrong, since fresh noise knows nothing of
+# the picture: at 0.6 the triangle has moved aside, and 4 colours of 12 are counted as done, at 0.8 not one. What we want is
+# noise that hides the colour and *remembers everything else*.
 #
 # ## 2. A walk has two ends
 #
@@ -254,8 +254,8 @@ md.plot.show_curves(curves, xlabel="steps", ylabel="spread of the noise", title=
 # ## 4. The trained model, there and back
 #
 # Now the real one. Pictures are encoded first, and the walk is one of latents; `pipe.invert` does both. What the VAE loses
-# is not inversion's fault, so a picture that came back is compared with what the VAE alone makes of it. **Expected:** 0.0024
-# with 50 steps, a third of a grey level of 255, and *not* better with 100; with three rounds of the fixed point 0.00006. (The
+# is not inversion's fault, so a picture that came back is compared with what the VAE alone makes of it. **Expected:** 0.002
+# with 50 steps, a quarter of a grey level of 255, and *not* better with 100; with three rounds of the fixed point 0.00005. (The
 # eight pictures that go are three scenes, some of them more than once.)
 
 # %%
@@ -273,8 +273,8 @@ if LONG:
 # Why not? By section 3 the clean end is to blame. A drawing has no noise in it, and its fine directions, in which drawings
 # hardly vary, are too narrow for any of these walks. If that is so, a walk that begins where there *is* noise should behave as
 # the theory says. So put true noise of $\sigma = 0.4$ on the latents, and go there and back between that level and pure
-# noise. **Expected:** with ten times the steps, the loss from $\sigma = 0.4$ falls to a tenth, as theory has it, and the one
-# from the clean level by a sixth.
+# noise. **Expected:** with ten times the steps, the loss from $\sigma = 0.4$ falls to less than a tenth, all that theory has
+# promised and more, and the one from the clean level by a sixth.
 
 # %%
 texts, z = [edit.source for edit in few], pipe.encode(originals(few, pipe.size), sample=False)
@@ -295,12 +295,13 @@ md.plot.show_orders({name: (COUNTS, values) for name, values in losses.items()},
                     title="the model, there and back")  # fmt: skip
 
 # %% [markdown]
-# It does: 0.030, 0.013, 0.005, 0.003, a line of first order, while the other hardly falls. So the clean end is the place. For
-# the reason there is a second candidate beside the narrow directions. This network predicts $\hat x_0$, and its noise is what
-# that leaves, $\hat\epsilon = (x - \alpha\hat x_0)/\sigma$: a small error $\delta$ becomes $\delta/\sigma$. The $k$-th step
-# from the clean end leaves $\sigma = k h$, moves by $h$, and so carries an error of $h\,\delta/(kh) = \delta/k$. The step size
-# has cancelled. Finer steps come closer to the dangerous end, and that is all they do: $\sum \delta/k$ even grows, like the
-# logarithm of $n$. Which of the two costs more in this model, we have not measured.
+# It does: from 20 steps on, 0.0135, 0.0052, 0.0025, a line of first order, while the other hardly falls. (Ten steps are too few
+# for a theory of small ones: there the loss is higher than the line, and than that from the clean level.) So the clean end is
+# the place. For the reason there is a second candidate beside the narrow directions. This network predicts $\hat x_0$, and its
+# noise is what that leaves, $\hat\epsilon = (x - \alpha\hat x_0)/\sigma$: a small error $\delta$ becomes $\delta/\sigma$. The
+# $k$-th step from the clean end leaves $\sigma = k h$, moves by $h$, and so carries an error of $h\,\delta/(kh) = \delta/k$.
+# The step size has cancelled. Finer steps come closer to the dangerous end, and that is all they do: $\sum \delta/k$ even
+# grows, like the logarithm of $n$. Which of the two costs more in this model, we have not measured.
 #
 # The fixed point does not mind. It asks for nothing but that the step down undo the step up, whatever the network says there.
 #
@@ -310,7 +311,7 @@ md.plot.show_orders({name: (COUNTS, values) for name, values in losses.items()},
 # spread 1, kurtosis 3 (the mean fourth power, in units of the spread), no correlation between neighbours, and 1 with
 # the noise that it was. **Expected:** the plain walk loses half of the spread of the model's own noise, and most of it with
 # drawings, whose "noise" is related to its neighbours as well. The fixed point finds the own noise again, but that of drawings
-# is no noise even then: half the spread, and a kurtosis of 11.
+# is no noise even then: half the spread, and a kurtosis of 12.
 
 
 # %%
@@ -343,7 +344,7 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# Two different failures. Of its own pictures the plain walk finds the right noise, correlated 0.90 with the true one, only too
+# Two different failures. Of its own pictures the plain walk finds the right noise, correlated 0.91 with the true one, only too
 # faint, and three rounds of the fixed point return it so well that no difference is seen. Of a drawing, neither walk finds
 # noise. The outline shows in what should be featureless: all that varies is near the object. Where the picture is flat, the
 # model is never surprised, and what never surprises needs no noise. (Columns that look alike in the rows of drawings are the
@@ -359,7 +360,7 @@ md.plot.show_images(
 # The curve belongs to a denoiser. A guided denoiser is another one, and has another curve, that of exaggerated pictures; a
 # drawing does not lie on it. And its slopes are steeper: the difference of two answers, times the scale, so every error
 # of section 2 is multiplied. **Expected:** with guidance 4 both ways the loss of a round trip is three times that without.
-# Go up with 4 and down with 1, and it is no round trip at all: 25 times.
+# Go up with 4 and down with 1, and it is no round trip at all: more than 30 times.
 
 # %%
 guided = {scale: round_trip(pipe, few, STEPS, 0, scale).error for scale in (1.0, 2.0, 4.0)}
@@ -379,10 +380,10 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# The third row has a yellow star where there was a red cross, and a cyan square for a green circle; the purple triangle came
-# back. Here is how we read it. A walk down with guidance adds what the sentence says, redness and cross, more than there would
-# be. That it may end at this very picture, it has to begin at a noise that *lacks* redness and cross. Go down from there
-# without guidance, and nothing adds them back. The other way round, down with 4, costs little: an outline, no colour.
+# In the third row no colour came back: the red cross is yellow and swollen, the purple triangle red, and the green circle a
+# cyan square. Here is how we read it. A walk down with guidance adds what the sentence says, greenness and circle, more than
+# there would be. That it may end at this very picture, it has to begin at a noise that *lacks* greenness and circle. Go down
+# from there without guidance, and nothing adds them back. The other way round, down with 4, costs less: outlines, no colour.
 #
 # So go up at scale 1. On the way down to an edit, guidance is welcome, for there the picture *should* leave its curve.
 #
@@ -411,9 +412,9 @@ assert_close(ours, theirs, rtol=0, atol=1e-2)
 # %% [markdown]
 # That was `pipe.edit`. Now, how much should be left out? One would think: from the noise itself, everything is done and the
 # rest suffers; the later the start, the more is kept, until the word has no say any more. That is half of the truth.
-# **Expected:** with colours and shapes, what is around the object is spoilt less the later we start. With backgrounds it is the
-# other way round: the object is spoilt twice as much from start 18 as from 0. And a late start costs the colours: 11 of 12 are
-# done from 6, and 5 from 18.
+# **Expected:** with colours and shapes, what is around the object is spoilt most from the noise itself. With backgrounds it is
+# the other way round: the object is spoilt three times as much from start 18 as from 0. And a late start costs the colours: 11
+# of 12 are done from 6, and 5 from 18.
 
 # %%
 by_start = {}
@@ -425,7 +426,7 @@ if LONG:
     first, second, last = ([mark(some[kind], part.cpu(), start, 3.0, 0)
                             for kind, part in zip(KINDS, by_start[start][0].split(SCENES), strict=True)]
                            for start in (STARTS[0], STARTS[1], STARTS[-1]))  # fmt: skip
-    assert all(last[k].spoilt < 0.8 * first[k].spoilt for k in (0, 1)) and last[2].spoilt > 1.4 * first[2].spoilt
+    assert all(last[k].spoilt < 0.9 * first[k].spoilt for k in (0, 1)) and last[2].spoilt > 1.8 * first[2].spoilt
     assert last[0].done <= second[0].done - 3 and by_start[STARTS[1]][1][0] > 0.8
 md.plot.show_images(
     torch.cat([image[show], *(x[show].cpu() for x, _ in by_start.values())]), columns=len(show),
@@ -433,10 +434,10 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# Start 6 does 32 of 36, and is the best of the four; 29 from 0 and 29 from 12 are not far enough from it to be sure, 25 from 18
-# probably is. The last column shows what is wrong with a late start. A pink stripe runs along the top, which no sentence asked
-# for. As we read it, the few steps that are left could not repaint all of a sky that was still grey. The triangle in the second
-# column goes the way of section 1: too much of the orange is left at the start.
+# Start 6 does 34 of 36, and is the best of the four; 32 from 0 and 30 from 12 are not far enough from it to be sure, 21 from 18
+# is. The last column shows what is wrong with a late start. From 12 the sky is neither grey nor navy, and from 18 it has hardly
+# changed. As we read it, the few steps that are left could not repaint all of a sky that was still grey. The triangle in the
+# second column goes the way of section 1: from 18 too much of the orange is left, and it ends up red.
 #
 # And how hard should the model be pushed? Two ways of pushing, to be compared at one start. With the empty prompt as usual,
 # guidance exaggerates all that the new sentence says, the parts that were right already among them:
@@ -454,8 +455,8 @@ md.plot.show_images(
 # Where they differ, the difference is multiplied. In code it is a negative prompt. It is a sharp tool: once the circle is blue,
 # the source still wants it red, the bracket grows instead of closing, and a large scale overshoots into colours that are none.
 # It should win with a small scale, and lose with a large one. **Expected:** the second half of this is true. With 3 it spoils
-# twice what guidance away from nothing spoils; with 1.5 the two are alike, and so it has won nothing. At scale 1 both are the
-# same formula, `output = target`, and must agree.
+# three times what guidance away from nothing spoils; with 1.5 the two do equally many, and so it has won nothing. At scale 1
+# both are the same formula, `output = target`, and must agree.
 
 # %%
 start, swept = STARTS[1], {}
@@ -469,9 +470,9 @@ print("the best of each:", {name: f"{share:.0%}" for name, share in best.items()
 if LONG:
     (done, spoils), (done_too, spoils_too) = swept["nothing", 1.0][1], swept["source", 1.0][1]
     assert abs(done - done_too) < 0.03 and abs(spoils - spoils_too) < 1e-3
-    assert swept["nothing", 3.0][1][0] > done + 0.12 and best["source"] < best["nothing"] + 0.06
+    assert swept["nothing", 3.0][1][0] > done + 0.04 and best["source"] < best["nothing"] + 0.06
     assert abs(swept["source", 1.5][1][1] - swept["nothing", 1.5][1][1]) < 0.004
-    assert swept["source", 3.0][1][1] > 1.5 * swept["nothing", 3.0][1][1]
+    assert swept["source", 3.0][1][1] > 2 * swept["nothing", 3.0][1][1]
 with matplotlib.rc_context(md.plot.STYLE):
     figure = md.plot.Picture(figsize=(8, 4.6), dpi=md.plot.DPI, layout="constrained")
     axes = figure.subplots()
@@ -486,10 +487,11 @@ with matplotlib.rc_context(md.plot.STYLE):
 figure.to(None)  # a cell that ends with a figure shows it
 
 # %% [markdown]
-# The points for 1 and 1.5 lie upon each other. Scale 1 does 23 of 36 and 3 does 32: an edit needs to be pushed. The negative
-# source gets to 30, with scale 2, and by then it spoils twice as much as the empty prompt does; nearly all of the damage is
-# done to objects on new backgrounds (0.070 with 3). So the plain `pipe.edit`, from start 6, with 3, is a good beginning. The
-# source as a negative prompt is useful for another reason, in the next section.
+# The points for 1 lie upon each other, and those for 1.5 side by side. Scale 1, which pushes nothing, does 30 of 36, and
+# scale 3 does 34. Four more of 36 are not much to build on; but away from nothing every larger scale has done more than the one
+# before, and it costs little. The negative source gets to 33, with scale 2, and by then it spoils more than the empty prompt
+# does with 3; nearly all of the damage is done to objects on new backgrounds (0.092 with 3). So the plain `pipe.edit`, from
+# start 6, with 3, is a good beginning. The source as a negative prompt is useful for another reason, in the next section.
 #
 # ## 9. Look where the other one looks
 #
@@ -520,9 +522,9 @@ with torch.no_grad():
 # %% [markdown]
 # And now for the walk. The upper half of the batch is the source, which goes back to where it came from: with the source as its
 # own negative prompt, guidance has nothing to add to it, at any scale. The lower half is the edit. Too large a share should
-# hurt the shapes, we thought, whose outline *is* a matter of who belongs together. **Expected:** a share of 0.3 does 33 of 36,
-# does half the damage to what is around a new colour that there is without borrowing, and no more damage anywhere. A share of 1
-# leaves the shapes alone and undoes more than half of the *backgrounds*.
+# hurt the shapes, we thought, whose outline *is* a matter of who belongs together. **Expected:** a share of 0.3 does 34 of 36,
+# and about six tenths of the damage that there is without borrowing, with every kind of edit. A share of 1 leaves most of the
+# shapes alone and undoes more than half of the *backgrounds*.
 
 
 # %%
@@ -551,7 +553,7 @@ if LONG:
     none, part, full = (borrowed[SHARES[k]][1] for k in (0, 1, -1))
     assert overall(part)[0] > 0.85 and max(row.spoilt for row in part) < 0.05
     assert overall(part)[1] < 0.9 * overall(none)[1] and part[0].spoilt < 0.75 * none[0].spoilt
-    assert full[2].done <= none[2].done - 4 and full[1].done >= none[1].done - 3
+    assert full[2].done <= none[2].done - 4 and full[1].done > full[2].done + 1
 md.plot.show_images(
     torch.cat([image[show], *(x[show].cpu() for x, _ in borrowed.values())]), columns=len(show),
     row_labels=["before", *(f"share {share:.1f}" for share in borrowed)], column_labels=[every[k].kind for k in show],
@@ -559,11 +561,13 @@ md.plot.show_images(
 
 # %% [markdown]
 # This is our recipe: **invert plainly, begin at the noise, push away from the source with 1.5, and borrow both kinds of maps
-# for the first 0.3 of the steps.** 33 of 36 are done, more than 90 %, and what should stay is spoilt by 0.005 with colours,
-# 0.007 with shapes, 0.020 with backgrounds, all of it below 0.05. (`pipe.edit(..., borrow=0.3)` does all of it.) How sure is
-# that? Against the same edit without borrowing, 30 of 36 and 0.011, 0.008, 0.023, no mark is worse. Against section 7's 32, one
-# more is nothing; what counts is less damage for the same work. And 33 of 36 is anything from 78 % to 97 %, and these are the
-# best of more than a dozen settings that were tried on these very scenes, which flatters it.
+# for the first 0.3 of the steps.** 34 of 36 are done, more than 90 %, and what should stay is spoilt by 0.004 with colours,
+# 0.004 with shapes, 0.022 with backgrounds, all of it below 0.05. (`pipe.edit(..., borrow=0.3)` does all of it.) How sure is
+# that? Against the same edit without borrowing, 31 of 36 and 0.007, 0.006, 0.036, no mark is worse. Against section 7's best it
+# has won next to nothing: that did 34 too, with 0.005, 0.005, 0.022, by leaving out the first six steps. What borrowing is good
+# for, the second column shows: the larger the share, the nearer the triangle stays to its place, and with 0.6 all 12 colours
+# are done. And 34 of 36 is anything from 82 % to 98 %, and both ways were picked from more than a dozen settings
+# tried on these very scenes, which flatters them.
 #
 # Why backgrounds? In the last two columns a share of 1 has given the old sky back. We do not know the reason. Maps have no
 # colours in them, but if every pixel of the sky looks at the words as a grey sky does, the new word must be heard through the
@@ -604,8 +608,8 @@ def redraw_within(mask, states, levels, start, scale):
 
 
 # %% [markdown]
-# The plain edit from the same start, at the same scale, did 32 of 36, with objects on new backgrounds spoilt by 0.027. With a
-# mask that forbids damage, it should be as many or more, and spoil less. **Expected:** 23, and 0.073. Look at the mask before
+# The plain edit from the same start, at the same scale, did 34 of 36, with objects on new backgrounds spoilt by 0.022. With a
+# mask that forbids damage, it should be as many or more, and spoil less. **Expected:** 27, and 0.06. Look at the mask before
 # you read on.
 
 # %%
@@ -615,7 +619,7 @@ final = redraw_within(mask, closed, levels, STARTS[1], 3.0)
 rows = marks(final, STARTS[1], 3.0, 1)
 if LONG:
     share, damage = overall(rows)
-    assert share < 0.78 and rows[2].spoilt > 0.045 and damage > 0.02  # section 9: 0.92, 0.020 and 0.011
+    assert share < 0.85 and rows[2].spoilt > 0.042 and damage > 0.018  # sections 7 and 9: 0.94, 0.022 and 0.01
 pictures = torch.nn.functional.interpolate(mask[show], size=image.shape[2:]).expand(-1, 3, -1, -1) * 2 - 1
 md.plot.show_images(
     torch.cat([image[show], pictures.cpu(), final[show].cpu()]), columns=len(show), row_labels=["before", "disputed", "after"],
@@ -625,15 +629,16 @@ md.plot.show_images(
 # %% [markdown]
 # The backgrounds show it plainly. In the last column the sky should become navy. The mask has found a patch around the
 # triangle, and around it the sky is kept, grey. Both sentences leave the triangle where it is, but it is there that the model's
-# two pictures differ most, and against that maximum the difference of the skies is not a quarter. In the column before, nearly
-# all is disputed but a strip below the cross, and the strip is drawn back as an angular ghost: old states of a navy picture in
-# a sand-coloured one. **A mask says where a picture may change, and it is made by a model that does not know yet what the
+# two pictures differ most, and against that maximum the difference of the skies is not a quarter. In the column before, all is
+# disputed but two specks above the cross, and they come out as two pink spots: old states of a navy picture in a sand-coloured
+# one. **A mask says where a picture may change, and it is made by a model that does not know yet what the
 # change will look like.** One wrong pixel in it is put back at every step, by force.
 #
-# Colours were done 6 times, against 11 without the mask, and there the masks that we see look right. Here the pictures do not
-# tell, and one thing can not be laid to the mask at all: the walk up was refined in this section, and plain before. By section
-# 5 its far end is louder around the object. Two things were changed at once, which is one too many. To know, put ones in place
-# of `mask`, or `states` in place of `closed`.
+# With colours and shapes the masks that we see look right. 9 and 10 were done, against 11 and 11 without the mask, which may be
+# chance. But nothing is gained either: within its patch the triangle of the second column moves up all the same. And what we
+# see can not all be laid to the mask: the walk up was refined in this section, and plain before. By section 5 its far end is
+# louder around the object. Two things were changed at once, which is one too many. To know, put ones in place of `mask`, or
+# `states` in place of `closed`.
 #
 # A dozen scenes are little more than an anecdote. Two hundred of each kind, with intervals, for `pipe.edit` at several starts
 # and scales: `python -m minidiff bench editing --model shapes`.
@@ -665,7 +670,7 @@ assert off[200, "x too clean"] < 0.5 * off[50, "x too clean"]
 # %% [markdown]
 # So in a world that is known to the last digit, the slip can not be missed. And the model, for which a level that is not true
 # is a picture with more noise in it than there is, or less? One would expect at least as much. **Expected:** nothing to be
-# seen, 0.0026 when it is right and 0.0027 or 0.0024 when it is not.
+# seen, 0.0019 when it is right and 0.0020 or 0.0018 when it is not.
 
 # %%
 same = pipe.denoiser([sources[k] for k in show], "", 1.0, md.ddim)
@@ -733,9 +738,9 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# In the third row the guided way up makes stars where a cross or a triangle should be, and yellow where purple was asked for:
-# the noise that lacks what the source says, as in section 6. In the last two rows the crosses and some of the triangles have
-# flown off, to another place every day. It is section 2's formula once more, $\text{noise} = (x_0 - m)/s$: in a direction in
+# In the third row the guided way up makes a star where a triangle should be, and yellow where purple or red was asked for: the
+# noise that lacks what the source says, as in section 6. In the last two rows most of the objects have flown off, to another
+# place every day, and one has become two. It is section 2's formula once more, $\text{noise} = (x_0 - m)/s$: in a direction in
 # which pictures hardly vary, a small deviation is divided by a small $s$, and becomes much noise, at random. That is our
 # reading. What is sure is the cure, a single parameter: `sample=False`.
 #

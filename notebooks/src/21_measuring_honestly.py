@@ -100,8 +100,8 @@ md.plot.show_images(torch.cat(list(best.values())), titles=[p.text for p in six]
 # $$1 - (1-p)^{16}.$$
 #
 # At $p = \tfrac14$ that is 99 %. Choosing among sixteen makes all models alike that are right now and then. **Expected:** the
-# best pictures are right in at least five of six columns for both; of all pictures, the hasty one has at least 20 points fewer.
-# (Measured: six of six for both, and 84 % against 51 %.)
+# best pictures are right in at least five of six columns for both; of all pictures, the hasty one has at least 15 points fewer.
+# (Measured: six of six for both, and 96 % against 67 %.)
 
 # %%
 for p in (0.1, 0.25, 0.5, 0.95):
@@ -111,15 +111,17 @@ for name, table in right.items():
 assert abs(1 - (1 - 0.25) ** 16 - 0.99) < 0.001
 if LONG:
     assert all(table.any(1).sum() >= 5 for table in right.values())
-    assert right["ours"].float().mean() > right["in a hurry"].float().mean() + 0.2
+    assert right["ours"].float().mean() > right["in a hurry"].float().mean() + 0.15
 
 # %% [markdown]
 # And what did we choose by? What is chosen for obedience will look obedient. Look closely at the three triangles of the hasty
-# model: behind the orange one stands the pale ghost of a fourth. The judge let it pass, and so it is among the best.
+# model: next to the red one stands the dark ghost of a fourth. The judge let it pass, and so it is among the best.
 #
 # The remedy is simple and costs nothing: fix prompts and seeds before you draw, and show what comes out. Here is the first
-# picture of each, unchosen. In the upper row nothing changes, the first was right each time. In the lower row two crosses
-# fall apart that were whole a moment ago. Two of six: already this says more about 84 and 51 % than the row of the best did.
+# picture of each, unchosen. In the upper row nothing changes, the first was right each time. In the lower row one column does:
+# the first three triangles were refused, and one of them indeed runs from violet into blue. Would you have chosen the
+# ghost instead? And mind that an honest row of six is a small one: the hasty model, right two times in three, shows five right
+# ones or more of six in one case of three. It did so here. How little six pictures say, section 3 works out.
 
 # %%
 first = [x[::TRIES] for x in tried.values()]
@@ -255,7 +257,8 @@ md.plot.show_curves({**{name: (ps, v) for name, v in held.items()}, "promised": 
 #
 # Now the model, on GenEval's six tasks. The two that name colours are asked once more with pairs of colour and shape which no
 # training scene holds, such as an orange circle (`HELD_OUT`). Whoever draws these has learned what orange is and what a circle
-# is. **Expected:** at least 85 % on average over the six tasks, and one of them clearly behind the rest. Which?
+# is. **Expected:** at least 90 % on average over the six tasks. Which one will come last, and would you bet that it comes last
+# again with other prompts?
 
 # %%
 asked = questions(ASKED, SEED)
@@ -268,8 +271,8 @@ for task, held_out in dict.fromkeys((p.task, p.held_out) for p in asked):
     print(f"{task + ', held out' * held_out:28} {rows[-1].share:6.1%} of {rows[-1].n}, from {low:.0%} to {high:.0%}")
 print(f"mean over tasks: {alignment.mean_share(rows):.1%}")
 if LONG:
-    assert alignment.mean_share(rows) > 0.85
-    assert min(rows, key=lambda row: row.share).task == "counting"
+    assert alignment.mean_share(rows) > 0.9
+    assert max(row.interval[0] for row in rows) < min(row.interval[1] for row in rows)  # some share lies in all intervals
 
 # %%
 with matplotlib.rc_context(md.plot.STYLE):
@@ -284,8 +287,14 @@ with matplotlib.rc_context(md.plot.STYLE):
 figure.to(None)  # a cell that ends with a figure shows it
 
 # %% [markdown]
-# Counting comes last, 29 of 40 against 39 of 40 for one object, and these two intervals do not even touch. Whether the model
-# miscounts or draws one of its things badly, the number does not say: both are a "no". The mean of 88 % hides all of this.
+# Do not bet. Two objects and attribute binding come last with 38 of 40, one object and colours come first with 40 of 40, and
+# a share of 95 % lies in all eight intervals: this is no ranking. What a ranking looks like, an earlier state of these weights
+# showed, trained for less. It had 29 of 40 at counting (57 to 84 %) and 39 of 40 for one object (87 to 100 %), two intervals
+# that do not even touch; its mean, 88 %, hid that. Whether it miscounted or drew one of its things badly, the number
+# did not say: both are a "no".
+#
+# And a test that nearly everyone passes measures nearly nothing any more. To tell 97.5 from 99 %, the mean of this model
+# from that of a better one, takes some 585 prompts for each (the formula comes below). Harder prompts would be cheaper.
 #
 # Are the held-out pairs drawn worse? The temptation is to see whether the two intervals overlap. That test is too timid: two
 # independent errors are rarely both at their ends. Variances add, so reaches add as the sides of a right angle do. Newcombe
@@ -311,7 +320,7 @@ def held_out_gaps(rows):
 
 # %% [markdown]
 # First on numbers made up for the purpose, 90 of 100 against 78 of 100. **Expected:** the two intervals overlap, and yet
-# that of the difference lies above 0. Then on the model. **Expected:** with 40 prompts each, an interval at least 20 points
+# that of the difference lies above 0. Then on the model. **Expected:** with 40 prompts each, an interval at least 15 points
 # wide: a loss of five points can be neither shown nor excluded.
 
 # %%
@@ -322,16 +331,16 @@ gaps = held_out_gaps(rows)
 assert_close(torch.tensor(list(gaps.values())), torch.tensor(list(alignment.held_out_gaps(rows).values())))
 for task, (difference, low, high) in gaps.items():
     print(f"{task:18} held out against seen: {difference:+.1%}, from {low:+.1%} to {high:+.1%}")
-    assert high - low > 0.2
+    assert high - low > 0.15
 n = 1.96**2 * 2 * 0.95 * 0.05 / 0.05**2
 print(f"a difference of five points, at shares of about 95 %, shows from about {n:.0f} prompts of each kind on")
 assert set(gaps) == set(COLOURED) and 140 < n < 150
 
 # %% [markdown]
 # The measured differences are 0.0 and 0.0, to the prompt. It would be easy to write "generalizes without any loss". The
-# intervals say what was really found: no loss greater than 12 points for colours and 16 for binding, and no greater gain. Even
+# intervals say what was really found: no loss greater than 9 points for colours and 12 for binding, and no greater gain. Even
 # the 146 prompts of the last line only make the interval's reach five points, so that a true difference of five is found in
-# every second experiment; to find it in four of five takes twice as many. At shares of 85 %, as for binding, it begins at 392.
+# every second experiment; to find it in four of five takes twice as many. At shares of 85 % it begins at 392.
 #
 # "No significant difference" is therefore no result; the interval is. And mind how many you look at: among eight intervals of
 # 95 %, one in three times at least one misses ($1 - 0.95^8 = 34$ %).
@@ -346,7 +355,8 @@ assert set(gaps) == set(COLOURED) and 140 < n < 150
 #
 # For obedience, prompts such as "a red circle and a blue star" are asked at the same scales. **Expected:** without the words,
 # scale 0, fewer than 10 % are obeyed by accident; from scale 1 on, more than half; at 7.5 the facts are less varied than at
-# 1, 2 or 4. Guess before you run it: how much variety is lost between 1 and 4, where guidance is used in practice?
+# 1, but by less than 0.1. Guess before you run it: how much variety is lost between 1 and 4, where guidance is used in
+# practice?
 
 # %%
 ruler = load_ruler(locate("shapes") / "clip", SIZE, device)
@@ -371,22 +381,25 @@ for s, v in zip(SCALES, facts, strict=True):
 print(f"real scenes: facts {real.facts:.2f}, CLIP {real.distance:.2f}")
 if LONG:
     assert obedience[0] < 0.1 and min(obedience[s] for s in SCALES[1:]) > 0.5
-    assert facts[-1] < min(facts[1:-1]) and variety[0].distance > real.distance + 0.08
+    assert facts[1] - 0.1 < facts[-1] < facts[1] and variety[0].distance > real.distance + 0.2
 curves = {"obeyed": obedience.values(), "entropy of open facts": facts, "the same of real scenes": [real.facts] * len(SCALES)}
 md.plot.show_curves({name: (SCALES, list(v)) for name, v in curves.items()}, xlabel="guidance scale", ylabel="share; entropy",
                     title="what guidance buys, and pays")  # fmt: skip
 
 # %% [markdown]
-# None, as far as we can see. From 1 to 4 the facts go from 0.83 to 0.87, next to the 0.89 of real scenes, and the CLIP's
-# distance from 0.62 to 0.60. We had expected a price at every step. It is to be paid at 7.5: 0.75. And there it buys nothing,
-# for obedience is 71 %, after 83 % at 2 and 4. But mind the intervals: of 24 prompts, 18, 20, 20 and 17 were obeyed, and all
-# four shares could be the same. Firm is the step from 0 to 1, from telling nothing to telling the prompt.
+# Hardly any. From 1 to 4 the facts go from 0.86 to 0.83, and at 7.5 they are at 0.81; real scenes have 0.89. The CLIP's
+# distance goes from 0.44 to 0.41, about that of real scenes, 0.42. Every step costs something, as theory has it, but so little
+# that forty-eight pictures cannot vouch for a single step: an earlier state of these weights went *up* from 0.83 to 0.87
+# between 1 and 4, and then down to 0.75. In the row of stars you can see what is lost. At 1 they have six colours, at 7.5 four,
+# and half of them are pink. (One row of eight; it illustrates, and proves nothing.) Does 7.5 at least buy obedience? 88 %,
+# after 92 % at 2 and 4. But mind the intervals: of 24 prompts, 20, 22, 22 and 21 were obeyed, and all four shares could
+# be the same. Firm is the step from 0 to 1, from telling nothing to telling the prompt.
 #
 # The left end of the dashed curve is a trap. At scale 0 the model is told nothing and draws any shape, so its pictures are the
-# most varied, and the CLIP's distance, 0.81, says so. The entropy says 0.67, the lowest of all. It is taken only of pictures
-# with one readable object, 23 of 48 here, and three or four draws per prompt cannot spread over nine places, whatever they
-# are drawn from. *Read 23 of 48* belongs to the figure. And look at the first column of stars: from 1 to 4 it is empty. A
-# picture without any star counts in the CLIP's distance, as variety.
+# most varied, and the CLIP's distance, 0.80, says so. The entropy says 0.71, the lowest of all. It is taken only of pictures
+# with one readable object, 20 of 48 here, and three or four draws per prompt cannot spread over nine places, whatever they
+# are drawn from. *Read 20 of 48* belongs to the figure. And the CLIP's distance has a trap of its own: look at the upper row,
+# which was to be stars. Whatever else is drawn, or nothing at all, counts there as variety.
 #
 # One number hides such things, whichever number it is. Report the curve. And choose the scale by other prompts than those
 # it is then reported on, or you will have chosen by luck (section 11).
@@ -508,9 +521,9 @@ md.plot.show_curves({"FD": (ns, [row.fd for row in curve]), "100 KD": (ns, [100 
                     xlabel="scenes in each set", ylabel="distance", title="real scenes against real scenes")  # fmt: skip
 
 # %% [markdown]
-# From 13.2 to 1.5: the same two sources, and nothing changed but the number of pictures. $n$ times the distance is between 730
-# and 850 all along, so it is $1/n$ here, too, with a smaller factor than independent features would have. The kernel distance
-# has no such slope. What it has is scatter: single sets of 128 scatter by 0.028. (The last line has one part only, which
+# From 14.5 to 1.7: the same two sources, and nothing changed but the number of pictures. $n$ times the distance is between 850
+# and 940 all along, so it is $1/n$ here, too, with a smaller factor than independent features would have. The kernel distance
+# has no such slope. What it has is scatter: single sets of 128 scatter by 0.033. (The last line has one part only, which
 # cannot scatter; its 0.0000 is no claim.)
 #
 # Two rules follow. Compare at equal $n$ only. And put the floor beside every figure: what real pictures, as many, score.
@@ -548,7 +561,7 @@ figure.to(None)
 # share that the oracle finds obeyed. **Expected:** *mirrored* costs nothing, since mirrored scenes are scenes, too; and *each
 # with its neighbour's caption* costs exactly nothing, while hardly anything is obeyed. Noise, which the oracle forgives, is
 # more than five times as far off as the floor. So is a set with only sixteen scenes in it, each of which is real and obeyed.
-# And blur, which everyone sees? Guess.
+# And blur, which everyone sees? Guess: nearer than the noise or farther, and by what factor?
 
 # %%
 few = torch.arange(REAL) % 16
@@ -573,7 +586,8 @@ fd = {name: values[0] for name, values in figures.items()}
 assert figures["the neighbour's"][:2] == figures["other real scenes"][:2]
 assert figures["the neighbour's"][2] < 0.2 < 0.9 < figures["sixteen scenes"][2]
 if LONG:
-    assert max(fd["mirrored"], fd["blur 1.2"]) < 1.3 * fd["other real scenes"]
+    assert fd["mirrored"] < 1.3 * fd["other real scenes"]
+    assert 2 * fd["other real scenes"] < fd["blur 1.2"] < fd["noise 0.2"] / 5
     assert min(fd[k] for k in ("noise 0.2", "red for blue", "sixteen scenes", "one object only")) > 5 * fd["other real scenes"]
 with matplotlib.rc_context(md.plot.STYLE):
     figure = md.plot.Picture(figsize=(9, 4.2), dpi=md.plot.DPI, layout="constrained")
@@ -584,10 +598,13 @@ with matplotlib.rc_context(md.plot.STYLE):
 figure.to(None)
 
 # %% [markdown]
-# We had bet on blur, and lost. It costs 0.04, of a floor that itself moves by 0.2 from one set of real scenes to the next
-# (section 11). This ruler is blind to it. Captions never mention sharpness, and a network trained on captions has no reason to
-# keep it. But they do not mention grain either, and noise is eleven times the floor. So that is no full explanation, and we
-# have none. What is sure is the lesson: you do not know what a distance sees until you have tried.
+# Blur is seen, at 6.0 over a floor of 1.7, but it is the mildest of all that is seen: red for blue is at 15, and the noise, in
+# which the oracle still reads every scene, at 127. Above the floor that is some thirty times the blur. This ruler has a sense
+# of proportion, and it is not ours. Nor does it belong to "CLIP features" as such. An earlier CLIP of the same build, trained
+# for 330 steps in place of 1000, put the blur 0.04 above a floor of 1.5, which itself moves by more than that from one
+# set of real scenes to the next (section 11): it was blind to it. Noise was at eleven times its floor. Captions mention
+# neither sharpness nor grain, so a network trained on them may keep these or not, and we know of no way to tell beforehand.
+# That is the lesson: you do not know what a distance sees until you have tried, and have to try again with every new ruler.
 #
 # The lowest bar and the top one are equal to the last digit, and stand for 0 and 100 % obedience. Distances of sets cannot know
 # which picture belongs to which sentence. (*Mirrored* loses 18 % of obedience: there left became right.)
@@ -613,12 +630,12 @@ if LONG:
 md.plot.show_images(torch.cat([x[:6] for x in against.values()]), columns=6, row_labels=list(against))
 
 # %% [markdown]
-# The model is the farthest, as it should be: 5.88 against 5.46. But 0.03 in KD is one spread of such sets, and the
-# autoencoder even comes out *nearer* than the scenes that went through it, by chance. From these lines nobody may conclude
-# that the model draws worse than the generator of scenes. And then look at the pictures: the four blue squares are bent,
-# and for "an image of two squares" the model drew three. The oracle found one picture in eight to be wrong, in section 4,
-# and the distance shows nothing of it. It is not that the model is perfect. It is that this ruler, with so few pictures, is
-# blunt; and a blunt ruler flatters.
+# The model is the farthest, as it should be: 6.72 against 6.42. But 0.014 in KD is less than half a spread of such sets, and
+# the autoencoder even comes out *nearer* than the scenes that went through it, by chance. From these lines nobody may conclude
+# that the model draws worse than the generator of scenes. And then look at the pictures: the four blue squares are bent, two
+# crosses are crooked, and the pink heart has a violet edge. Everyone can tell the lower row from the upper, and the distance
+# cannot. It is not that the model is perfect. It is that this ruler, with so few pictures, is blunt; and a blunt ruler
+# flatters.
 #
 # ## 9. Measured along a training: averaged weights or raw?
 #
@@ -710,14 +727,14 @@ for lie in told:
     print(f"sigma {lie.sigma:.2f}: silence {lie.nothing:+.0%}, colours exchanged {lie.colours:+.0%}, places {lie.places:+.0%}")
 if LONG:
     worst = max(told, key=lambda lie: lie.colours)
-    assert worst.colours > 1 and worst.colours > worst.nothing + 0.2
+    assert worst.colours > 1 and worst.colours > worst.nothing + 0.3
     assert told[3].colours > 2 * told[3].nothing and told[0].nothing > max(told[0].colours, told[0].places) + 0.1
 md.plot.show_curves({name: ([lie.sigma for lie in told], [getattr(lie, name) for lie in told]) for name in told[0]._fields[1:]},
                     xlabel="noise, sigma", ylabel="rise of the error", title="what a lie costs")  # fmt: skip
 
 # %% [markdown]
-# The model believes what it is told. At $\sigma = 0.8$ the wrong colours raise its error by 131 %, silence by 85 %; at 0.6
-# it is 109 against 38 %, and now places (63 %) matter less than colours: by then the picture itself shows where things are.
+# The model believes what it is told. At $\sigma = 0.8$ the wrong colours raise its error by 156 %, silence by 93 %; at 0.6
+# it is 99 against 27 %, and now places (50 %) matter less than colours: by then the picture itself shows where things are.
 # At 0.95, almost pure noise, a lie is better than nothing. It still names the right shapes and colours, and what goes where
 # comes later. (That is how we read the curves; they do not prove it.)
 #
@@ -726,7 +743,7 @@ md.plot.show_curves({name: ([lie.sigma for lie in told], [getattr(lie, name) for
 #
 # ## 11. Find the bug: five honest-looking mistakes
 #
-# Each of these prints a number that looks right. One of them our ruler cannot even show.
+# Each of these prints a number that looks right. One of them no distance between sets can show.
 #
 # **Too few samples.** Model A is right 90 % of the time, B 80 %. Each draws 20 pictures. **Expected:** in one comparison of
 # four, B comes out at least as good; with 200 pictures in one of 360.
@@ -760,7 +777,8 @@ assert abs(lucky - 0.955) < 0.001
 # %% [markdown]
 # **Different numbers of pictures.** Blurred pictures, all that we have, against sharp ones, of which there are fewer. Each
 # distance is computed correctly. **Expected:** the blurred ones win by a factor of more than five, which is nothing but
-# $512/64$; at equal $n$ it is a tie within 5 %, since this ruler does not see blur (section 8).
+# $512/64$; with 64 of each it is a tie within 10 %, for so mild a blur is lost in so high a floor. (With 512 of each the sharp
+# ones win, as they should: 1.73 in section 7, against 2.05 here.)
 
 # %%
 soft, few = seen(calibration.blur(A, 0.6)), min(64, REAL // 2)
@@ -769,30 +787,33 @@ equal = {"blurred": frechet_distance(soft[:few], of_R[:few]), "sharp": unequal["
 print(f"{REAL} blurred and {few} sharp:", {name: round(v, 2) for name, v in unequal.items()})
 print(f"{few} of each:", {name: round(v, 2) for name, v in equal.items()})
 if LONG:
-    assert unequal["blurred"] < 0.2 * unequal["sharp"] and abs(equal["blurred"] / equal["sharp"] - 1) < 0.05
+    assert unequal["blurred"] < 0.2 * unequal["sharp"] and abs(equal["blurred"] / equal["sharp"] - 1) < 0.1
+    assert unequal["blurred"] > curve[-1].fd
 
 # %% [markdown]
 # **Another preprocessing.** The real pictures went through a resize, there and back, because they lay on the disk in another
-# size. The eye sees hardly anything. (It happens to FIDs in papers; Parmar et al. 2022 found differences larger than those
-# between models.) **Expected:** here, less than 10 % of the floor. That is no acquittal of the resize. It is a blur, and to a
-# ruler that is blind to blur this mistake is invisible; with other features it may move every figure.
+# size. Edges get a little softer, no more. (It happens to FIDs in papers; Parmar et al. 2022 found differences larger than
+# those between models.) **Expected:** the floor rises by more than a quarter, and real scenes come out farther from
+# resized real scenes than the model's pictures did in section 8 from real ones that nobody had touched.
 
 # %%
 resized = seen(calibration.half_size(R[:n]))
 moved = frechet_distance(of_A[:n], resized)
 print(f"real against real: FD {far['real scenes, the floor'][0]:.2f}; against real, resized: {moved:.2f}")
 if LONG:
-    assert abs(moved / far["real scenes, the floor"][0] - 1) < 0.1
+    assert moved > 1.25 * far["real scenes, the floor"][0] and moved > far["the model's"][0]
 
 # %% [markdown]
-# 5.57 against 5.46. Which mistake of preprocessing *would* our ruler see? One is in section 8 already: *red for blue* is what
-# happens when a library hands out the channels as blue, green, red. It turned 1.5 into 20.6.
+# 10.05 against 6.42, where the whole diffusion model had made it 6.72: whoever resizes carelessly measures the resize. With the
+# earlier CLIP of section 8, which was blind to blur, it was 5.57 against 5.46, and the mistake would never have been noticed.
+# That was no acquittal: it depends on the features whether a mistake shows. Another one is in section 8 already: *red for
+# blue* is what happens when a library hands out the channels as blue, green, red. It turned 1.7 into 15.5.
 #
 # **The test set in the training set.** A "model" that hands out its training pictures has learned nothing. If the reference
 # is that very set, it is perfect, and beats new real pictures. Measured against pictures that it never saw, it scores the
 # floor: no distance between sets tells a copy from a draw, and only a search for the nearest training picture does (chapter
 # 05). **Expected:** 0 against what it copies, and against fresh scenes within a third of what other fresh scenes score. (It was
-# 1.69 against 1.49, two floors of 512 scenes each. So much do floors differ by chance.)
+# 2.07 against 1.73, two floors of 512 scenes each. So much do floors differ by chance.)
 
 # %%
 S, _ = real_set(REAL, SEED + 4)
