@@ -56,8 +56,9 @@ md.plot.show_images(drawn, title=sentence)
 # Write your own sentence. The model knows the words of `md.data.WORDS`, and says so if it meets another. Is the picture
 # right? Nobody needs to look: `md.data.read_shapes` reads from the pixels what is there, without a network. So we can ask for
 # many things and count: eight kinds of sentence, about colours, numbers, places, and the last two kinds with pairs of colour
-# and shape that no training picture showed. **Expected:** at least 80 % obeyed. (With this seed it is 29 of 32. Two more or
-# fewer would be chance: 32 questions are few, and chapter 21 says how few.)
+# and shape that no training picture showed. **Expected:** at least 85 % obeyed. (With this seed it is all 32, and that does
+# not make the model perfect: of many more such questions it fails about one in twenty, so says `docs/results.md`. 32
+# questions are few, and chapter 21 says how few.)
 
 # %%
 questions = alignment.questions(EACH, seed=SEED)
@@ -73,7 +74,7 @@ def ask(scale):
 pictures, right = ask(scale=3)
 print(f"{sum(right)} of {len(right)} obeyed")
 if LONG:
-    assert sum(right) >= 0.8 * len(right)
+    assert sum(right) >= 0.85 * len(right)
 one_of_each = slice(None, None, EACH)
 md.plot.show_images(pictures[one_of_each], titles=[q.text for q in questions[one_of_each]], columns=4)
 
@@ -158,7 +159,7 @@ md.plot.show_trajectory([state._replace(x=pipe.decode(state.x), x0=pipe.decode(s
 #
 # That is the whole of diffusion; what follows are compositions of the four words. Ask the network twice, with the sentence and
 # without, and overshoot: `without + scale * (with - without)`. It is still a denoiser, and the sampler never learns of it
-# (chapter 09). Below, four noises at four scales: 0 is deaf, 1 is plain. **Expected:** of the questions of section 1, fewer
+# (chapter 09). Below, four noises at four scales: 0 is deaf, 1 is plain. **Expected:** of the questions of section 1, no more
 # obeyed at scale 1 than at 3.
 
 # %%
@@ -168,13 +169,14 @@ drawn = [pipe([sentence] * 4, guidance_scale=scale, latents=same, **how) for sca
 _, plain = ask(scale=1)
 print(f"obeyed at scale 1: {sum(plain)} of {len(plain)}; at scale 3: {sum(right)}")
 if LONG:
-    assert sum(plain) < sum(right)
+    assert sum(plain) <= sum(right)
 md.plot.show_images(torch.cat(drawn), row_labels=[f"scale {scale}" for scale in scales], columns=4)
 
 # %% [markdown]
-# 24 of 32 against 29: the right direction, and too few questions to say how much it is; chapter 09 asks more. The picture shows
-# what a count hides. To overshoot is not to understand: at scale 3 the third noise gets a second star that nobody asked for,
-# though at scale 1 it had been right, and at scale 10 stars are torn and the last circle is stained.
+# 30 of 32 against 32: the right direction, and a difference of two that may be chance; chapter 09 asks more. The picture shows
+# one such repair: at scale 1 the third noise has a second star that nobody asked for, at scale 3 it has not. It also shows what
+# a count hides. To overshoot is not to draw better: at scale 3 three of the four circles have grown until they come close to
+# the star or touch it, and at scale 10 the circles have flat sides, the first star is frayed and the last picture is stained.
 #
 # ## 7. img2img: begin in the middle
 #
@@ -200,10 +202,11 @@ md.plot.show_images(torch.cat([sketch, *redrawn]), titles=["sketch", *(f"strengt
 # %% [markdown]
 # The first draft of this chapter promised that 0.2 would leave the squares alone. It does not: the shapes are those of the
 # sentence already, and what is left of the sketch is its colours, its places and the light ground. Even the one step of 0.05
-# has begun: the corners of the red square are rounded, so that the reader calls it a circle, and those of the blue one are
-# drawn out. At 0.8 the ground and the places have gone too. Strength counts steps, not noise, and a small share of the steps
-# can be a lot of noise: on this model's walk the last step begins at $\sigma = 0.14$, the last 4 of 20 at 0.43, the last 16 at
-# 0.92. Why 0.43 is enough for a new shape, we did not test here.
+# has begun: the corners of the red square are rounded, so that the reader calls it a circle, the upper ones of the blue square
+# are drawn out, and above it hangs a pale spot, where at 0.2 the star has its tip. At 0.8 the ground and the places have gone
+# too. Strength counts steps, not noise, and a small share of the steps can be a lot of noise: on this model's walk the last
+# step begins at $\sigma = 0.14$, the last 4 of 20 at 0.43, the last 16 at 0.92. Why 0.43 is enough for a new shape, we did not
+# test here.
 #
 # ## 8. Inpainting: a denoiser that knows part of the answer
 #
@@ -224,8 +227,9 @@ if LONG:
 md.plot.show_images(torch.cat([picture, 2 * mask.expand(-1, 3, -1, -1) - 1, painted]), titles=["picture", "mask", wish])
 
 # %% [markdown]
-# Putting pixels back can leave a seam (chapter 17, section 8). Look closely just right of where the mask begins: there is a
-# faint speck. Whether it comes from that or from the network, we have not found out.
+# Putting pixels back can leave a seam (chapter 17, section 8). Here there is a trace of one, too faint for most eyes: in the
+# last kept column, just left of where the mask begins, a few pixels are too bright by less than ten grey levels. They are the
+# rim of the old star's arm. The mask cut the star off a pixel too late, and what is known stays, wanted or not.
 #
 # ## 9. Editing by words
 #
@@ -245,10 +249,14 @@ if LONG:
 md.plot.show_images(torch.cat([picture, edited]), titles=[sentence, target])
 
 # %% [markdown]
-# To the eye the star has stayed. The reader is stricter: what it is less than half sure of it does not count, and this star
-# with its bent leg passed that mark narrowly before the edit (0.52) and fails it after (0.32). So a count by the reader calls
-# this edit a failure; the first draft of this chapter had promised that it would find the star. An automatic judge has a
-# threshold, and near it one verdict says little: count many (chapter 21).
+# The star has stayed. The circle has not: it is green, and it stands 8 pixels further right and 5 further down than the red one
+# did. Both sentences agree on "left of", and neither says how far, so this picture obeys its sentence and is not the edit that
+# was meant. Our number hardly tells, for it looks at the right half only. Chapter 18 makes edits that keep more.
+#
+# The reader is less sure of this star with its blunt arm (0.66) than of the circle, and surer after the edit (0.88), which has
+# drawn it more evenly. What it is less than half sure of it does not count. With the weights that this chapter had at first, a
+# star from the same noise passed at 0.52 and failed after the edit at 0.32, though to the eye it had stayed. An automatic judge
+# has a threshold, and near it one verdict says little: count many (chapter 21).
 #
 # ## 10. Without any network
 #

@@ -108,7 +108,7 @@ if LONG:
 # ## 1. Naive attempt: say everything
 #
 # The sentence names size, colour, shape and background. Draw after the sentence, from noise. **Expected:** nearly all
-# say what was asked. About one in twenty is done: the words do not know the place, and the noise decides it.
+# say what was asked. Fewer than one in ten are done: the words do not know the place, and the noise decides it.
 
 # %%
 found = {"words alone": marks(by_words := pipe(wanted, generator=seeded(), **told))}
@@ -183,8 +183,9 @@ for strength in (0.0, 0.6):
 #
 # Now the sweep. Two things pull against each other: the words get their way only where the old colour is drowned, and the
 # place is kept only where it is not. **Expected:** at strength 0.2 a third have changed colour. *says* climbs to more
-# than 90 %. *done* is the same number at first, for up to 0.3 whatever changes stays in its place; it has its summit of about
-# one half at 0.4, and falls to a fifth at 1. *spoilt* hardly moves before that summit, and then goes up and up.
+# than 90 %. *done* is nearly the same number at first, for up to 0.3 whatever changes stays in its place; it has its
+# summit of somewhat more than a half at 0.4, and falls to about an eighth at 1. *spoilt* moves little up to that summit, and
+# then goes up and up.
 
 # %%
 sweep = {s: marks(pipe.img2img(wanted, images, s, seeded(), **told)) for s in STRENGTHS}
@@ -204,7 +205,8 @@ md.plot.show_curves(
 )  # fmt: skip
 
 # %% [markdown]
-# The same in pictures, with the same noise in every column.
+# The same in pictures, with the same noise in every column. (An orange star that is to be cyan may be yellow on the way: as
+# far towards the words as the old colour lets it go.)
 
 # %%
 shown = STRENGTHS[:: max(1, len(STRENGTHS) // 6)]
@@ -257,8 +259,8 @@ assert int(0.58 * 50) == 28
 # $\hat\epsilon = (x_t - \alpha_t\hat x_0)/\sigma_t$ is all that is left. Without noise that is no noise, but *the old
 # picture*, and every step carries it on faithfully. So the old picture holds out against the words, as if strength was lower.
 # Nothing looks broken; the knob only does not do what it says. **Expected:** without noise fewer than half as many
-# pictures say what was asked, and *spoilt* is a quarter of the right way's: the marks of strength 0.2. With too much noise it
-# is the other way round: all obey, *spoilt* is nearly twice as high, and fewer edits are done.
+# pictures say what was asked, and *spoilt* is less than a quarter of the right way's: about the marks of strength 0.2. With
+# too much noise it is the other way round: nearly all obey, *spoilt* is nearly twice as high, and fewer edits are done.
 
 
 # %%
@@ -283,7 +285,7 @@ show_marks(wrong)
 assert wrong["0.3 from the other end"]["spoilt"] > wrong["right, 0.3"]["spoilt"]
 if LONG:
     right = wrong["right, 0.5"]
-    assert wrong["no noise"]["says"] < right["says"] - 0.1 and wrong["no noise"]["spoilt"] < right["spoilt"] / 2
+    assert wrong["no noise"]["says"] < right["says"] - 0.3 and wrong["no noise"]["spoilt"] < right["spoilt"] / 2
     assert wrong["too much noise"]["spoilt"] > 1.3 * right["spoilt"]
     assert wrong["too much noise"]["done"] < right["done"]
     assert wrong["0.3 from the other end"]["spoilt"] > 3 * wrong["right, 0.3"]["spoilt"]
@@ -297,8 +299,8 @@ md.plot.show_images(torch.stack([images[:4], *(drawn[:4] for drawn in ways.value
 # is to be invented, 0 where the picture stays. Ours covers the object and a margin.
 #
 # The naive way is scissors and glue: draw after the words, cut out what lies under the mask, lay it on the picture.
-# **Expected:** *done* in one of twenty, no better than words alone. The new object is somewhere, and the hole is where the old
-# one was. (*spoilt* is small for every masked edit, and not zero: the mask reaches a
+# **Expected:** *done* in fewer than one of ten, no better than words alone. The new object is somewhere, and the hole is where
+# the old one was. (*spoilt* is small for every masked edit, and not zero: the mask reaches a
 # little further than the zone that it leaves out.)
 
 # %%
@@ -360,8 +362,8 @@ theirs = pipe.inpaint(wanted[few], images[few], masks[few], generator=seeded(), 
 assert_close(repainted(images[few], masks[few], wanted[few], seeded()), theirs, rtol=0, atol=1e-4)
 
 # %% [markdown]
-# **Expected:** a quarter of the edits are done, though the two halves now fit. Look at the pictures that failed: the
-# hole was often filled with background, as if nobody had asked for an object.
+# **Expected:** no more than about a quarter of the edits are done, though the two halves now fit. Look at the pictures that
+# failed: the hole was often filled with background and a speck of colour, as if nobody had asked for an object.
 
 # %%
 began = time.perf_counter()
@@ -448,9 +450,9 @@ md.plot.show_curves({"RePaint": (counts, list(means.values())), "exact": (counts
 
 # %% [markdown]
 # The error is the sampler's, not the network's, and repeating heals it. On the model it costs `TIMES` times as much. So it
-# has a rival: the plain blend with as many calls, spent on smaller steps. **Expected:** RePaint gets 40 % done where the
-# blend gets 25 %; the blend gains next to nothing from its smaller steps, for it hurries past just the same. (Of 40 edits,
-# six more or fewer may be chance: the order of the three is what to remember, not the figures.)
+# has a rival: the plain blend with as many calls, spent on smaller steps. **Expected:** RePaint gets about half
+# done, twice as many as the blend; the blend gains next to nothing from its smaller steps, for it hurries past just the same.
+# (Of 40 edits, six more or fewer may be chance: who leads is what to remember, not the figures.)
 
 # %%
 repainting = told | {"sampler": partial(md.repaint, times=TIMES)}
@@ -461,8 +463,8 @@ slower = pipe.inpaint(wanted, images, masks, generator=seeded(), **told | {"step
 found |= {"RePaint": marks(resampled), "blend, as many calls": marks(slower)}
 show_marks({name: found[name] for name in ("blend", "RePaint", "blend, as many calls")})
 if LONG:
-    assert found["RePaint"]["done"] > found["blend"]["done"] + 0.05
-    assert found["RePaint"]["done"] > found["blend, as many calls"]["done"]
+    assert found["RePaint"]["done"] > found["blend"]["done"] + 0.1
+    assert found["RePaint"]["done"] > found["blend, as many calls"]["done"] + 0.1
 
 # %% [markdown]
 # ## 7. A network that sees the hole
@@ -493,7 +495,7 @@ seconds["9 channels"], found["9 channels"] = time.perf_counter() - began, marks(
 show_marks({name: found[name] for name in ("cut out and glued", *seconds)})
 print("seconds:", {name: round(value, 1) for name, value in seconds.items()})
 if LONG:
-    assert found["9 channels"]["done"] > 0.85 and found["9 channels"]["done"] > found["RePaint"]["done"] + 0.3
+    assert found["9 channels"]["done"] > 0.85 and found["9 channels"]["done"] > found["RePaint"]["done"] + 0.25
 md.plot.show_images(torch.cat([torch.where(masks > 0, 0, images)[:6], glued[:6], blended[:6], resampled[:6], seeing[:6]]),
                     columns=min(6, SCENES),
                     row_labels=["to be painted", "glued", "blend", "RePaint", "9 channels"])  # fmt: skip
@@ -507,7 +509,7 @@ md.plot.show_images(torch.cat([torch.where(masks > 0, 0, images)[:6], glued[:6],
 #
 # The promise was that the rest of the picture stays. Did it? The latents outside are the original's, exactly. But the pixels
 # are made by a decoder whose convolutions look far beyond their own square, and by a VAE that loses a little everywhere. With
-# `paste=False` the pipeline gives what the decoder leaves. **Expected:** a mean difference outside of the mask of seven
+# `paste=False` the pipeline gives what the decoder leaves. **Expected:** a mean difference outside of the mask of some seven
 # thousandths, four times the VAE's own loss there, and most of it near the mask. By default the pipeline puts the original
 # pixels back, and the difference is 0, to the last bit.
 
@@ -529,7 +531,9 @@ md.plot.show_images(torch.cat([images[:3], plain[:3], 20 * (plain - images).abs(
 # there? And the small mask has an edge of its own. It asks the upper left pixel of each square, so it lies up to three
 # pixels to the right of and below where it should. A tight mask leaves the old object's rim in the latents; a generous one
 # gives the network room. **Expected:** with a mask of the object's own size, a sixth of what is to be painted lies
-# under latents that are kept, and the seam is ten times that of a mask 1.4 times as large.
+# under latents that are kept, and the seam is more than ten times that of a mask 1.4 times as large. (Not all of this is a
+# fault: the last pixels of so tight a mask are the object's own, and their colour was to change. The fair comparison is 1.2
+# with 1.4, where they show the background: still about twice as much.)
 
 
 # %%
@@ -552,7 +556,7 @@ print("seam:", {grow: round(value, 4) for grow, value in seams.items()})
 print("to be painted, but under latents that are kept:", {grow: f"{value:.1%}" for grow, value in missed.items()})
 assert missed[1.0] > 0.05
 if LONG:
-    assert seams[1.0] > 4 * seams[1.4]
+    assert seams[1.0] > 4 * seams[1.4] and seams[1.2] > 1.4 * seams[1.4]
 shown = (tight[:4] + small[:4] - 1).expand(-1, 3, -1, -1)
 md.plot.show_images(torch.cat([*(drawing[:4] for drawing in drawings), shown]), columns=4,
                     row_labels=["mask × 1.0", "mask × 1.2", "mask × 1.4", "both masks of 1.4"],
@@ -616,9 +620,10 @@ md.plot.show_images(torch.cat([images[:6], (1 - 2 * distance).expand(-1, 3, -1, 
                     columns=min(6, SCENES), row_labels=["given", "near is bright", "by depth", "sign forgotten"])  # fmt: skip
 
 # %% [markdown]
-# **Expected:** all done, with *spoilt* a tenth of what words alone leave: the background is drawn anew from the words, but
-# the words name it. With the sign forgotten nothing is refused, nine of ten still say what was asked, and *none* is done. The
-# network reads a hole where an object stands, and draws its objects round it. No error, and a picture that is nearly right.
+# **Expected:** all or nearly all done, with *spoilt* less than a tenth of what words alone leave: the background is drawn anew
+# from the words, but the words name it. With the sign forgotten nothing is refused, nine of ten or more still say what was
+# asked, and *none* is done. The network reads a hole where an object stands, and draws its object beside it. No error, and
+# a picture that is nearly right.
 #
 # The table now holds the answer to this chapter's question, or rather three: keep the coarse (img2img), keep what lies outside
 # (inpainting), keep the geometry (depth).
@@ -630,8 +635,8 @@ md.plot.show_images(torch.cat([images[:6], (1 - 2 * distance).expand(-1, 3, -1, 
 # the other, so that both divide by the pipeline's stride. We ask for a medal.
 #
 # What to expect of a model that never saw a face? Its VAE has learned flat areas and sharp edges. **Expected:** its copy of the
-# photograph is forty times worse than of a drawing, and recognisable. Whatever is outside of the mask is untouched all the
-# same.
+# photograph is about forty times worse than of a drawing, and recognisable. img2img at 0.5 forgets her altogether: what the
+# network has never seen, it replaces by what it has. Whatever is outside of the mask is untouched all the same.
 
 # %%
 file = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
@@ -685,13 +690,13 @@ except TypeError as error:
 
 # %% [markdown]
 # **A mask from a paper.** In RePaint's formulas $m = 1$ is what is *known*. Handed to a function in which 1 is *repaint*,
-# everything is redrawn but the object. **Expected:** *done* is 0, and *spoilt* is seven times as high. It is a bug one sees at
-# once, in a picture; *says* alone, 38 % where it was 35 %, would not show it.
+# everything is redrawn but the object. **Expected:** *done* is 0, and *spoilt* is more than five times as high. It is a bug one
+# sees at once, in a picture; *says* alone, which is about what it was, would not show it.
 #
 # **A picture from torchvision.** `ToTensor` gives [0, 1], where pixels are [−1, 1] here. That is inside the range, so no check
 # can refuse it: it is a picture, only a pale one. The network has never seen pale ones and repairs them its own way:
-# the grounds come out as they were, but things move and change colour that should not yet. **Expected** at strength 0.3:
-# nearly twice as far from the original as it should be.
+# the grounds come out as they were, but things move, change or vanish that should not yet. **Expected** at strength 0.3:
+# about one and a half times as far from the original as it should be.
 
 # %%
 inverted = marks(pipe.inpaint(wanted, images, 1 - masks, generator=seeded(), **told))
@@ -703,7 +708,7 @@ right = pipe.img2img(wanted[:4], images[:4], 0.3, seeded(), **told)
 off = [(drawn - images[:4]).abs().mean().item() for drawn in (right, pale)]
 print(f"off the original by {off[0]:.3f}, and by {off[1]:.3f} from pixels in [0, 1]")
 if LONG:
-    assert off[1] > 1.4 * off[0]
+    assert off[1] > 1.3 * off[0]
 md.plot.show_images(torch.cat([right, pale]), columns=4, row_labels=["[−1, 1]", "[0, 1]"])
 
 # %% [markdown]
