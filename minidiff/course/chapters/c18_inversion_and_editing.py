@@ -114,7 +114,8 @@ def editing(begin=lambda start, steps: start, up_scale=1.0, noise=False, swapped
             negative=True, decoded=True, inverse=None):  # fmt: skip
     """edit, with one of its parts replaced."""
 
-    def edit(self, image, source_prompt, target_prompt, steps=50, start=10, negative_prompt="", guidance_scale=None, refine=0):
+    def edit(self, image, source_prompt, target_prompt, steps=50, start=10, negative_prompt="", guidance_scale=None, refine=0,
+             borrow=0.0):  # fmt: skip
         source, target = ([p] if isinstance(p, str) else list(p) for p in (source_prompt, target_prompt))
         source, target = (target, source) if swapped else (source, target)
         levels, z = self.recipe.levels(steps, ddim), self.encode(image, sample=drawn).expand(len(target), -1, -1, -1)

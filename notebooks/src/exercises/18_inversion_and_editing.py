@@ -46,11 +46,13 @@ check("18.1", invert)
 # `md.invert` and `md.sample(md.ddim, denoise, x, levels, progress=False)` do the walking.
 #
 # `image` has shape (B, C, H, W), a prompt is a text or a list of B of them. Go up without guidance. And mind the one mistake
-# that everybody makes: the walk down begins at `levels[start]`, with the x that was at `levels[start]`.
+# that everybody makes: the walk down begins at `levels[start]`, with the x that was at `levels[start]`. (`borrow`, the
+# attention of exercise 18.4, is not asked for here: it is always 0.)
 
 
 # %%
-def edit(self, image, source_prompt, target_prompt, steps=50, start=10, negative_prompt="", guidance_scale=None, refine=0):
+def edit(self, image, source_prompt, target_prompt, steps=50, start=10, negative_prompt="", guidance_scale=None, refine=0,
+         borrow=0.0):  # fmt: skip
     """The picture that source_prompt describes, drawn again after target_prompt: (B, C, H, W)."""
     raise NotImplementedError
 
