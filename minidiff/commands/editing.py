@@ -30,7 +30,7 @@ def arguments(parser):
     parser.add_argument("--scales", type=float, nargs="+", default=[1.5, 3.0], help="of guidance on the way down")
     parser.add_argument("--refine", type=int, nargs="+", default=[0, 3], help="fixed-point rounds a step of the inversion")
     parser.add_argument("--borrow", type=float, nargs="+", default=[0.0, 0.3],
-                        help="share of the steps that look where the old picture looks, and lead away from its words")
+                        help="share of the steps that look where the old picture looks; above 0, led away from its words")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", metavar="FILE.png", help="draw some edits of every kind, before and after")
     device_argument(parser)

@@ -202,6 +202,8 @@ class TextToImage:
         refine: of the inversion, see `diffusion.invert`. borrow: share of the steps down, from the noisy end, in which the new
         picture looks where the old one looks, which is drawn beside it (`nets.borrowed_attention`, Hertz et al. 2022): what
         stands where is decided there. With source_prompt as the negative one, guidance leads away from the old picture alone.
+        ValueError for a start or a share that is none, prompts that do not match, and borrow where the network has no
+        CrossAttention.
         """
         if not 0 <= start < steps:
             raise ValueError(f"start = {start} of {steps} steps: leave out 0 to {steps - 1}")
@@ -210,17 +212,17 @@ class TextToImage:
         if borrow and not any(isinstance(module, CrossAttention) for module in self.net.modules()):
             raise ValueError(f"borrow = {borrow}: this {type(self.net).__name__} has no CrossAttention to borrow from")
         levels, targets = self.recipe.levels(steps, ddim), listed(target_prompt)
-        n, beside = len(targets), matched("source_prompt", listed(source_prompt), len(targets)) if borrow else []
+        n = len(targets)
+        sources = matched("source_prompt", listed(source_prompt), n)  # refused, if it must be, before the inversion
         away = matched("negative_prompt", listed(negative_prompt), n)
         states = list(self._climb(image, source_prompt, steps, 1.0, refine))  # [-1] is at levels[0], [-2] at levels[1], ...
         x, down = matched("image", states[max(-1 - start, -len(states))].x, n), levels[min(start, len(states) - 1) :]
-        # The old picture is its own negative prompt: guidance adds nothing to it, and it comes back as it was.
-        denoise = self.denoiser(beside + targets, beside + away, guidance_scale, ddim)
         if not borrow:
-            *_, last = self._run(denoise, x, down, ddim, None)
+            *_, last = self._run(self.denoiser(targets, away, guidance_scale, ddim), x, down, ddim, None)
             return self.decode(last.x)
-        tau = down[round(borrow * (len(down) - 1))].t
-        with borrowed_attention(self.net, [*range(n), *range(n)], tau):
+        # The old picture's own prompt is its negative one: guidance adds nothing to it, and it comes back as it was.
+        denoise = self.denoiser(sources + targets, sources + away, guidance_scale, ddim)
+        with borrowed_attention(self.net, 2 * [*range(n)], tau=down[round(borrow * (len(down) - 1))].t):
             *_, last = self._run(denoise, torch.cat([x, x]), down, ddim, None)
         return self.decode(last.x[n:])
 

@@ -347,6 +347,7 @@ def test_what_is_wrong_is_said_before_the_first_step(pipe, image, monkeypatch):
         r"pixels are floats in \[-1, 1\]": lambda: pipe.img2img("a", 255 * image),
         "the image holds nan": lambda: pipe.img2img("a", image * torch.nan),
         "start = 50 of 50 steps": lambda: pipe.edit(image, "a", "b", start=50),
+        "3 of source_prompt for 1 prompts": lambda: pipe.edit(image, ["a", "b", "c"], "b"),
         "borrow = 1.5: a share": lambda: pipe.edit(image, "a", "b", borrow=1.5),
         "2 of negative_prompt for 1 prompts": lambda: pipe.edit(image, "a", "b", negative_prompt=["a", "b"]),
     }.items():
