@@ -60,7 +60,7 @@ def test_a_grid_fills_row_by_row_and_labels_stand_in_the_margins(images, tmp_pat
 
 
 def test_nothing_written_is_cut_off_or_written_over(images):
-    labels = ["red →\nblue", "one-word-without-any-place-to-break", "a label that is wider by far than the picture that it names"]
+    labels = ["red →\nblue", "onewordwithoutanyplacetobreakit", "a label that is wider by far than its picture"]
     figure = plot.show_images(images[:3], column_labels=labels, row_labels=["a row"], title=12 * "a title that is long, ")
     renderer, texts = FigureCanvasAgg(figure).get_renderer(), [text for text in figure.axes[0].texts if text.get_text()]
     boxes = [text.get_window_extent(renderer) for text in texts]
