@@ -237,6 +237,19 @@ def test_each_scene_is_told_its_own_words(run, monkeypatch, text, brief):
         torch.testing.assert_close(getattr(lessons, name).float(), read(said).detach().float(), rtol=1e-2, atol=1e-2)
 
 
+def test_tasks_are_drawn_as_often_as_they_are_named(run, capsys, monkeypatch):
+    seen, batches = [], Lessons.batches
+    monkeypatch.setattr(Lessons, "batches", lambda its, *args, **how: seen.append(its) or batches(its, *args, **how))
+    numbers = [f"unet.{one}" for one in f"{TINY['unet']} easy=0".split()] + ["unet.tasks=counting,counting,two objects"]
+    command = ["train", "--stage", "unet", "--out", str(run), "--text", "joint", "--set", *numbers]
+    assert main(command) != 0 and "cache" in capsys.readouterr().err  # of scenes that were drawn for all six
+    assert main([*command, "--fresh-cache"]) == 0
+    told = Captioned(len(seen[-1].mean), 16, 0, tasks=("counting", "counting", "two objects"), brief=0.4)
+    words = opened(run / "joint").tokenizer([told.plan(i)[1].text for i in range(len(told))])
+    assert torch.equal(seen[-1].texts, words)
+    assert training(run / "joint" / "unet")["settings"]["tasks"] == ["counting", "counting", "two objects"]
+
+
 def test_one_stage_on_pixels(tmp_path):
     assert train("pixels", tmp_path) == 0
     pipe = opened(tmp_path)
@@ -357,6 +370,7 @@ def test_a_frozen_clip_is_packed_once_and_half_a_training_not_at_all(run, tmp_pa
      ["train", "--stage", "unet", "--variant", "depth", "--text", "joint", "--out", "RUN"]),
     ("--fresh-cache makes it anew", ["train", "--stage", "unet", "--set", "scenes=20", "--out", "RUN"]),
     ("has no wings, but steps", ["train", "--stage", "vae", "--set", "vae.wings=2"]),
+    ('no task "flying"', ["train", "--stage", "unet", "--out", "RUN", "--set", "unet.tasks=counting,flying"]),
     ("fast is no float, as 0.002 is", ["train", "--stage", "vae", "--set", "lr=fast"]),
     ("write STAGE.NAME=VALUE", ["train", "--stage", "all", "--set", "scenes=3"]),
     ("write NAME=VALUE", ["train", "--stage", "vae", "--set", "scenes"]),

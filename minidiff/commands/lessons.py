@@ -1,6 +1,6 @@
 """Scenes made ready for stage three: encoded, read, masked, and kept on disk, for none of it changes from step to step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.captions import Captioned
+from ..data.captions import TASKS, Captioned
 from ..data.shapes import caption, draw, silhouettes
 from ..nets import CLIPText
 from ..pipelines.inputs import depth_map, small_mask
@@ -18,9 +18,10 @@ from ..training.cache import cached, fingerprint
 
 
 @lru_cache(maxsize=2)
-def scenes(n: int, size: int, seed: int, brief: float = 0.0) -> tuple[Tensor, list[str], Captioned]:
+def scenes(n: int, size: int, seed: int, brief: float = 0.0,
+           tasks: tuple[str, ...] = TASKS) -> tuple[Tensor, list[str], Captioned]:  # fmt: skip
     """n captioned scenes to learn from: uint8 (n, 3, size, size), what they are said to be, and all that is known of them."""
-    told = Captioned(n, size, seed, brief=brief)
+    told = Captioned(n, size, seed, tasks=tasks, brief=brief)
     return *told.tensors(), told
 
 
@@ -31,9 +32,10 @@ class Cache:
     """
 
     def __init__(self, folder: Path, n: int, size: int, seed: int, device: str = "cpu", fresh: bool = False,
-                 brief: float = 0.0):  # fmt: skip
+                 brief: float = 0.0, tasks: Sequence[str] = TASKS):  # fmt: skip
+        self.tasks = tuple(tasks)
         self.folder, self.of, self.device, self.fresh = folder, (n, size, seed), device, fresh
-        self.pixels, self.captions, self.told = scenes(*self.of, brief)
+        self.pixels, self.captions, self.told = scenes(*self.of, brief, self.tasks)
 
     def latents(self, vae: nn.Module) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of the scenes' latents, of unit variance: float16 (n, C, h, w) each."""
@@ -103,7 +105,7 @@ class Cache:
 
     @torch.no_grad()
     def _get(self, name: str, net: nn.Module, make, room: int, said: list[str] | None = None) -> dict[str, Tensor]:
-        made_by = fingerprint(net, scenes=self.of, said=said)
+        made_by = fingerprint(net, scenes=[*self.of, *self.tasks], said=said)
         return cached(self.folder / f"{name}.safetensors", made_by, make, self.fresh, room)
 
 

@@ -249,7 +249,8 @@ def further(net: UNet | Reader, begin: str, vae: nn.Module) -> nn.Module:
 
 
 def _lessons(job: Job, model: StableDiffusion) -> Lessons:
-    cache = Cache(job.out / "cache", job.settings.scenes, model.size, job.seed, job.device, job.fresh, job.settings.brief)
+    cache = Cache(job.out / "cache", job.settings.scenes, model.size, job.seed, job.device, job.fresh, job.settings.brief,
+                  job.settings.tasks)  # fmt: skip
     beside = beside_std = None
     if job.stage == "pixels":
         mean, std = (cache.pixels / 127.5 - 1).half(), None
