@@ -248,6 +248,8 @@ def test_tasks_are_drawn_as_often_as_they_are_named(run, capsys, monkeypatch):
     words = opened(run / "joint").tokenizer([told.plan(i)[1].text for i in range(len(told))])
     assert torch.equal(seen[-1].texts, words)
     assert training(run / "joint" / "unet")["settings"]["tasks"] == ["counting", "counting", "two objects"]
+    assert main(["pack", str(run / "joint"), "--out", str(run / "packed")]) == 0
+    assert "'tasks=counting,counting,two objects' " in (run / "packed" / "README.md").read_text()  # a shell reads it
 
 
 def test_one_stage_on_pixels(tmp_path):

@@ -8,6 +8,7 @@ commands each part was trained, how long, and on what. The weights that come wit
 """
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -95,7 +96,7 @@ def command(source: Path, training: dict) -> str:
     usual = SETTINGS["variant" if around in VARIANTS else stage]
     others = {name: value for name, value in training["settings"].items() if json.dumps(value) != json.dumps(usual.get(name))}
     said = [f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}" for name, value in others.items()]
-    options += [f"--set {' '.join(said)}"] if said else []
+    options += [f"--set {shlex.join(said)}"] if said else []
     return " ".join(["python -m minidiff train --stage", stage, *options, f"--seed {training['seed']}"])
 
 
