@@ -350,7 +350,7 @@ md.plot.show_images(puppy, title=MODEL or "ours")
 # | [09 classifier-free guidance](09_classifier_free_guidance.ipynb) | how do you make a model take its prompt seriously? |
 # | [10 fine-tuning](10_fine_tuning.ipynb) | how does a model that draws one thing learn to draw another? |
 # | [11 colour guidance](11_colour_guidance.ipynb) | can you steer a model by something it was never trained on? |
-# | [12 CLIP](12_clip.ipynb) | how can a picture be compared with a sentence? |
+# | [12 CLIP](12_clip.ipynb) | how can a picture be compared with a sentence, and be led by it? |
 # | [13 the VAE](13_vae_and_latents.ipynb) | why does Stable Diffusion not diffuse pixels? |
 # | [14 cross-attention](14_cross_attention.ipynb) | how does a sentence get into a picture? |
 # | [15 text to image](15_text_to_image.ipynb) | what does it take to make a network draw what a sentence says? |
