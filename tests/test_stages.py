@@ -19,7 +19,7 @@ from minidiff.data.grammar import WORDS
 from minidiff.data.shapes import caption
 from minidiff.pretrained import words_tokenizer
 from minidiff.training.checkpoint import read_tensors
-from minidiff.training.latent import Lessons
+from minidiff.training.latent import Lessons, deal
 
 TINY = {
     "vae": "size=16 scenes=16 channels=8,8,8 batch=4 steps=2",
@@ -250,6 +250,22 @@ def test_tasks_are_drawn_as_often_as_they_are_named(run, capsys, monkeypatch):
     assert training(run / "joint" / "unet")["settings"]["tasks"] == ["counting", "counting", "two objects"]
     assert main(["pack", str(run / "joint"), "--out", str(run / "packed")]) == 0
     assert "'tasks=counting,counting,two objects' " in (run / "packed" / "README.md").read_text()  # a shell reads it
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_latents_are_the_means_unless_draws_are_asked_for(run, monkeypatch, sampled):
+    seen, batches = [], Lessons.batches
+    monkeypatch.setattr(Lessons, "batches", lambda its, *args, **how: seen.append(its) or batches(its, *args, **how))
+    numbers = [f"unet.{one}" for one in f"{TINY['unet']} easy=0".split()] + [f"unet.sampled={sampled}"] * sampled
+    assert main(["train", "--stage", "unet", "--out", str(run), "--set", *numbers]) == 0
+    cache = Cache(run / "cache", 16, 16, 0, brief=0.4)
+    mean, std = cache.latents(opened(run).vae)
+    torch.manual_seed(0)
+    one, again = (next(batches(seen[-1], 16, seed=1))[0] for _ in range(2))
+    chosen = next(deal(16, 16, seed=1))
+    assert torch.equal(one, again) != sampled
+    away = (one - mean[chosen].float()).abs() / std[chosen].float()
+    assert away.mean() == pytest.approx(0.8 * sampled, abs=0.1)  # E|eps| of a normal distribution: sqrt(2 / pi)
 
 
 def test_one_stage_on_pixels(tmp_path):

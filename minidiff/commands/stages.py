@@ -32,6 +32,7 @@ TEXT = {"length": 36, "text_dim": 128, "text_layers": 2, "text_heads": 2}  # of 
 DIFFUSION = {
     "schedule": "flow", "shift": 3.0, "predicts": "x0", "measured": "flow", "min_snr": None, "dropout": 0.1, "easy": 0.25,
     "brief": 0.4,  # share of captions that say as little as a prompt does: such as "a star and a square"
+    "sampled": False,  # each step learns the means of the VAE's Gaussians; True: draws from them, which are new at every step
     "tasks": TASKS,  # that the scenes are drawn for, all alike likely; one that is named twice comes twice as often
     "begin": "",  # the folder of a model: go on from its weights, as training of its own, with all of these numbers anew
     "sampler": "ddim", "spacing": "trailing", "walk": 30, "guidance": 3.0,  # how to draw with it, if nothing else is said
@@ -44,7 +45,7 @@ SETTINGS = {
     "unet": RUN | DIFFUSION | TEXT | {"channels": (128,), "attention": (True,), "layers": 1, "patch": 2, "shortcut": True,
                                       "depth": 1, "lr": 6e-3},
     "variant": RUN | {"steps": 1000, "lr": 4e-3, "measured": "flow", "min_snr": None, "dropout": 0.1, "easy": 0.0,
-                      "brief": 0.4, "tasks": TASKS},
+                      "brief": 0.4, "sampled": False, "tasks": TASKS},
     "pixels": RUN | DIFFUSION | TEXT | {"size": 32, "channels": (64, 128, 128), "attention": (False, True, True), "layers": 1,
                                         "patch": 2, "shortcut": True, "depth": 1},
 }  # fmt: skip

@@ -256,6 +256,7 @@ def _lessons(job: Job, model: StableDiffusion) -> Lessons:
         mean, std = (cache.pixels / 127.5 - 1).half(), None
     else:
         mean, std = cache.latents(model.vae)
+        std = std if job.settings.sampled else None
 
     def read(name: str, said: list[str]) -> Tensor:
         return model.tokenizer(said) if job.learns_to_read else cache.texts(name, model.tokenizer, model.text_encoder, said)

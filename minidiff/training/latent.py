@@ -1,6 +1,6 @@
 """Stage three of a latent diffusion model: a U-Net learns what latents look like that belong to a text.
 
-Pictures were encoded once, and the VAE answers with Gaussians, so every step draws its latents anew from the same table. A
+Pictures were encoded once, and the VAE answers with Gaussians, of which a step takes the means or draws from them anew. A
 tenth of the texts is dropped: so the network also knows the answer to no text, which guidance needs (Ho & Salimans 2022).
 What is easy comes first, if so wished (Bengio et al. 2009).
 """
