@@ -21,6 +21,7 @@ from .diffusion import (
     State,
     add_noise,
     between,
+    by_difference,
     classifier_free,
     classifier_guided,
     clipped,
@@ -64,8 +65,8 @@ _LAZY = {
 
 __all__ = [
     "CLEAN", "CLIP", "VAE", "CLIPImage", "CLIPText", "DatasetDenoiser", "DiT", "Estimate", "GaussianDenoiser", "Level",
-    "MMDiT", "Schedule", "State", "UNet", "add_noise", "between", "classifier_free", "classifier_guided", "clip_loss",
-    "clipped", "color_loss", "composed", "contrastive_loss", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser",
+    "MMDiT", "Schedule", "State", "UNet", "add_noise", "between", "by_difference", "classifier_free", "classifier_guided",
+    "clip_loss", "clipped", "color_loss", "composed", "contrastive_loss", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser",
     "diffusion_loss", "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "guided", "heun", "inpainting", "invert",
     "lms", "plms", "predict_eps", "predict_x0", "repaint", "rescaled", "sample", "velocity",
     *_LAZY,

@@ -147,6 +147,18 @@ def test_mistakes_are_told_in_a_sentence_and_nothing_is_written(made, capsys, tm
     assert sentence in told(capsys) and not (tmp_path / "edited.png").exists()
 
 
+def test_an_edit_without_inversion(made, capsys):
+    assert edit(made, "red.png", *WORDS, "--by", "difference", "--start", "1", "--guidance", "3", "--borrow", "1") == 0
+    picture, g = load_picture("red.png", 16, 2), torch.Generator().manual_seed(0)
+    expected = opened(made).edit_by_difference(picture, "a red circle", "a blue star", 4, 1, 3.0, 1.0, g)
+    assert_close(load_picture("edited.png"), expected, rtol=0, atol=0.005)
+    assert not torch.allclose(expected, picture, atol=0.1)
+    assert edit(made, "red.png", *WORDS, "--by", "difference", "--refine", "1") == 2
+    assert "no inversion to --refine" in told(capsys)
+    assert edit(made, "red.png", "--to", "a star", "--strength", "0.5", "--by", "difference") == 2
+    assert "--by is for inversion" in told(capsys)
+
+
 def test_a_mask_of_another_shape_is_refused(made, capsys):
     Image.new("1", (22, 30), 1).save("tall.png")
     assert edit(made, "red.png", "--to", "a star", "--mask", "tall.png") == 2
@@ -158,6 +170,8 @@ def test_bench_editing_refuses_a_start_beyond_the_steps_before_it_measures(made,
     assert "--borrow 30.0: a share of the steps" in told(capsys)
     assert main(["bench", "editing", "--model", str(made), "--steps", "3", "--starts", "0", "3"]) == 2
     assert "--starts 3 of 3 steps" in told(capsys)
+    assert main(["bench", "editing", "--model", str(made), "--steps", "3", "--starts", "2", "--by", "difference"]) == 2
+    assert "--starts 2 of 3 steps: leave out 0 to 1" in told(capsys)
 
 
 def test_bench_editing_prints_writes_and_draws(made, capsys, monkeypatch, tmp_path):
@@ -169,7 +183,8 @@ def test_bench_editing_prints_writes_and_draws(made, capsys, monkeypatch, tmp_pa
     said, found = capsys.readouterr().out, json.loads((tmp_path / "found/e.json").read_text())
     assert [(t["steps"], t["refine"], t["scale"]) for t in found["round_trips"]] == [(3, 0, 1), (3, 1, 1), (3, 0, 2)]
     assert [(r["kind"], r["start"], r["refine"], r["borrow"], r["n"]) for r in found["sweep"]] == [
-        (kind, start, refine, borrow, 1) for start in (0, 1) for refine in (0, 1) for borrow in (0, 0.5)
-        for kind in ("colour", "shape", "background")]  # fmt: skip
-    assert [r["n"] for r in found["best"]] == [2, 2, 2] and said.count("| colour") == 9
+        (kind, start, refine, borrow, 1) for refines in ((0, 1), (None,)) for start in (0, 1) for borrow in (0, 0.5)
+        for refine in refines for kind in ("colour", "shape", "background")]  # fmt: skip
+    assert [r["n"] for r in found["best"]] == [2, 2, 2] and said.count("| colour") == 13
+    assert said.count("| difference") == 12 + sum(r["refine"] is None for r in found["best"])
     assert Image.open("e.png").size[1] > 500

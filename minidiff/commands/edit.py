@@ -6,8 +6,9 @@
   python -m minidiff edit --scene 7 --to "a small blue star on a black background"
 
 With --from: the noise from which the picture would have come, and from there, or from --start steps on, down again after the
-other words (DDIM inversion). With --strength: noised that far and denoised. With --mask: new where the mask is white. A --scene
-is a drawing in place of a file, such as our own models learn from, and needs no --from.
+other words (DDIM inversion); --by difference does without, and moves by what the two sentences say differently. With
+--strength: noised that far and denoised. With --mask: new where the mask is white. A --scene is a drawing in place of a file,
+such as our own models learn from, and needs no --from.
 """
 
 import torch
@@ -31,14 +32,16 @@ def arguments(parser):
     parser.add_argument("--negative", default="", help="what to steer away from")
     parser.add_argument("--model", default="shapes", help="a folder of train --stage, or of any Stable Diffusion")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--by", choices=("inversion", "difference"), default=None, help="with --from: how; inversion")
     parser.add_argument("--start", type=int, default=None,
-                        help="inversion: steps to leave out, 10 if left out; the more, the less changes")
+                        help="steps to leave out, 10 if left out, 5 by difference; the more, the less changes")
     parser.add_argument("--refine", type=int, default=None, help="inversion: fixed-point rounds a step, 0 if left out")
     parser.add_argument("--borrow", type=float, default=None, metavar="SHARE",
-                        help="inversion: share of the steps that look where the old picture looks, 0 if left out; 0.3 keeps "
-                        "things in their places, best with --guidance 1.5, --start 0 and --from's words as --negative, too")
+                        help="share of the steps that look where the old picture looks, 0 if left out. Inversion: 0.3 keeps "
+                        "things in their places, best with --guidance 1.5, --start 0 and --from's words as --negative, too. "
+                        "By difference: 1 for a new colour, 0 for other changes")
     parser.add_argument("--guidance", type=float, default=None,
-                        help="1: as trained; higher: closer to the words; the model's own, if left out")
+                        help="1: as trained; higher: closer to the words; the model's own if left out, 2 by difference")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="edited.png", help="the file to write")
     parser.add_argument("--compare", default=None, metavar="FILE.png", help="also write before and after, side by side")
@@ -56,6 +59,10 @@ def run(args):
         result = pipe.inpaint(args.to, image, mask, 1.0 if args.strength is None else args.strength, **drawn)
     elif args.strength is not None:
         result = pipe.img2img(args.to, image, args.strength, **drawn)
+    elif args.by == "difference":
+        result = pipe.edit_by_difference(image, source, args.to, args.steps, 5 if args.start is None else args.start,
+                                         2.0 if args.guidance is None else args.guidance, args.borrow or 0.0,
+                                         drawn["generator"])  # fmt: skip
     else:
         start = min(10, args.steps - 1) if args.start is None else args.start
         result = pipe.edit(image, source, args.to, start=start, refine=args.refine or 0,
@@ -74,9 +81,11 @@ def check(args) -> None:
     inverts = args.mask is None and args.strength is None
     if inverts and args.image and args.source is None:
         raise ValueError("say what the picture shows with --from, how far to redraw it with --strength, or where with --mask")
-    for name in () if inverts else ("source", "start", "refine", "borrow"):
+    for name in () if inverts else ("source", "by", "start", "refine", "borrow"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('source', 'from')} is for inversion, and --mask and --strength do without")
+    if args.by == "difference" and (args.refine is not None or args.negative):
+        raise ValueError("--by difference has no inversion to --refine, and leads away from --from's words: no --negative")
 
 
 def read(args, pipe) -> tuple[torch.Tensor, str | None]:

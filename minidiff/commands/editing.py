@@ -1,36 +1,54 @@
-"""Edits of drawings by inversion, marked by the oracle: colour, shape, background; and what inversion loses on its way back.
+"""Edits of drawings, marked by the oracle: colour, shape, background; and what inversion loses on its way there and back.
 
-The picture of a scene is inverted under its own sentence and drawn again under one that differs in a single word. Done: the
-oracle reads one object as wanted, in its place. Spoilt: how much that should have stayed has changed, as a mean absolute
-difference of pixels in [-1, 1].
+The picture of a scene is inverted under its own sentence and drawn again under one that differs in a single word; or it is
+changed without inversion, by the difference of what the two sentences say of it. Done: the oracle reads one object as wanted,
+in its place. Spoilt: how much that should have stayed has changed, as a mean absolute difference of pixels in [-1, 1].
 """
 
+from collections.abc import Sequence
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
 from .. import plot
-from ..evaluation.editing import KINDS, Edited, RoundTrip, edited, edits, mark, originals, round_trip
+from ..evaluation.editing import KINDS, Edited, How, RoundTrip, edited, edits, mark, originals, round_trip
 from ..pipelines import StableDiffusion
+from ..pipelines.inputs import settling
 from . import tables
 from .common import device_argument, pick_device, write_json
 
 ROUND_TRIPS = ((10, 0), (20, 0), (50, 0), (100, 0), (50, 1), (50, 3), (50, 5))  # (steps, refine)
 GUIDED = (2.0, 4.0)  # both ways, to see what it destroys
+
+
+class Tried(NamedTuple):
+    """All combinations of these are tried."""
+
+    starts: Sequence[int]
+    scales: Sequence[float]
+    borrow: Sequence[float]
+    refine: Sequence[int | None] = (None,)  # there is no inversion to refine
+
+
+WAYS = {"inversion": Tried((0, 10, 20), (1.5, 3.0), (0.0, 0.3), (0, 3)), "difference": Tried((5,), (1.5, 2.0, 3.0), (0.0, 1.0))}
 SHOWN = 6  # edits of each kind in the picture
 
 
 def arguments(parser):
     parser.add_argument("--model", default="shapes", help="a folder of train --stage, or of any of ours")
-    parser.add_argument("--n", type=int, default=200, help="scenes of every kind of edit, with the best numbers of the sweep")
-    parser.add_argument("--sweep", type=int, default=12, help="scenes of every kind, with all others")
+    parser.add_argument("--n", type=int, default=200, help="scenes of every kind of edit, with what does best in the sweep")
+    parser.add_argument("--sweep", type=int, default=12, help="other scenes of every kind, to choose by")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--starts", type=int, nargs="+", default=[0, 10, 20], help="steps that are left out")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.5, 3.0], help="of guidance on the way down")
-    parser.add_argument("--refine", type=int, nargs="+", default=[0, 3], help="fixed-point rounds a step of the inversion")
-    parser.add_argument("--borrow", type=float, nargs="+", default=[0.0, 0.3],
-                        help="share of the steps that look where the old picture looks; above 0, led away from its words")
+    parser.add_argument("--by", nargs="+", choices=tuple(WAYS), default=list(WAYS), help="with inversion, without, or both")
+    for name, kind, told in (
+        ("starts", int, "steps that are left out"), ("scales", float, "of guidance on the way down"),
+        ("borrow", float, "share of the steps that look where the old picture looks; above 0, led away from its words"),
+        ("refine", int, "fixed-point rounds a step of the inversion"),
+    ):  # fmt: skip
+        usual = ", ".join(f"{' '.join(map(str, getattr(way, name)))} for {by}" for by, way in WAYS.items())
+        parser.add_argument(f"--{name}", type=kind, nargs="+", default=None, help=f"{told}; if left out, {usual}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", metavar="FILE.png", help="draw some edits of every kind, before and after")
     device_argument(parser)
@@ -38,31 +56,50 @@ def arguments(parser):
 
 def run(args):
     """Measure, print, write and draw. ValueError for a start or a share that is none, before anything is measured."""
-    if odd := [start for start in args.starts if not 0 <= start < args.steps]:
-        raise ValueError(f"--starts {odd[0]} of {args.steps} steps: leave out 0 to {args.steps - 1}")
-    if odd := [share for share in args.borrow if not 0 <= share <= 1]:
-        raise ValueError(f"--borrow {odd[0]}: a share of the steps, from 0 to 1")
+    options = tried(args)
     pipe = StableDiffusion.from_pretrained(args.model, device=pick_device(args.device))
     pipe.progress = False
-    few, many = ({kind: edits(kind, n, args.seed) for kind in KINDS} for n in (args.sweep, args.n))
+    few = {kind: edits(kind, args.sweep, args.seed + 1) for kind in KINDS}
+    many = {kind: edits(kind, args.n, args.seed) for kind in KINDS}
     trips = [round_trip(pipe, few["colour"], *trip) for trip in tqdm(ROUND_TRIPS, "round trips", leave=False)]
     trips += [round_trip(pipe, few["colour"], args.steps, 0, scale) for scale in tqdm(GUIDED, "guided", leave=False)]
     print(returned(trips))
-    options = list(product(args.starts, args.scales, args.refine, args.borrow))
-    swept = {option: [mark(some, edited(pipe, some, args.steps, *option), *option) for some in few.values()]
-             for option in tqdm(options, "sweep", leave=False)}  # fmt: skip
-    best = max(swept, key=lambda option: sum(row.share for row in swept[option]))
-    images = {kind: edited(pipe, some, args.steps, *best) for kind, some in tqdm(many.items(), "the best", leave=False)}
-    rows = [mark(some, images[kind], *best) for kind, some in many.items()]
-    print("\n" + marked([row for some in swept.values() for row in some]))
-    print(f"\nThe best of these, on {args.n} scenes of each kind, {args.steps} steps, seed {args.seed}:\n\n{marked(rows)}")
+    swept = [mark(some, edited(pipe, some, how, args.steps, args.seed), how)
+             for how in tqdm(options, "sweep", leave=False) for some in few.values()]  # fmt: skip
+    images, rows = {}, []
+    for kind, some in tqdm(many.items(), "the best", leave=False):
+        best = min((row for row in swept if row.kind == kind), key=lambda row: (-row.done, row.spoilt)).how
+        images[kind] = edited(pipe, some, best, args.steps, args.seed)
+        rows.append(mark(some, images[kind], best))
+    print("\n" + marked(swept))
+    print(f"\nThe best for each kind, on {args.n} other scenes, {args.steps} steps, seed {args.seed}:\n\n{marked(rows)}")
     if args.json:
         write_json(args.json, {"model": args.model, "steps": args.steps, "seed": args.seed,
                                "round_trips": [trip._asdict() for trip in trips],
-                               "sweep": [row._asdict() for some in swept.values() for row in some],
-                               "best": [row._asdict() | {"interval": row.interval} for row in rows]})  # fmt: skip
+                               "sweep": [told(row) for row in swept], "best": [told(row) for row in rows]})  # fmt: skip
     if args.plot:
         show(many, images, pipe.size, args.plot)
+
+
+def tried(args) -> list[How]:
+    """What the sweep tries. ValueError for a start or a share that is none, before anything is measured."""
+    options = []
+    for by in args.by:
+        takes = set(Tried._fields) - ({"refine"} if by == "difference" else set())
+        given = {name: getattr(args, name) for name in takes if getattr(args, name) is not None}
+        options += [How(*numbers) for numbers in product(*WAYS[by]._replace(**given))]
+    for start, _, borrow, refine in options:
+        most = args.steps - 1 - (settling(args.steps) if refine is None else 0)
+        if not 0 <= start <= most:
+            raise ValueError(f"--starts {start} of {args.steps} steps: leave out 0 to {most}")
+        if not 0 <= borrow <= 1:
+            raise ValueError(f"--borrow {borrow}: a share of the steps, from 0 to 1")
+    return options
+
+
+def told(row: Edited) -> dict:
+    """The row as JSON has it."""
+    return {"kind": row.kind, **row.how._asdict(), "done": row.done, "n": row.n, "spoilt": row.spoilt, "interval": row.interval}
 
 
 def returned(trips: list[RoundTrip]) -> str:
@@ -75,10 +112,11 @@ def returned(trips: list[RoundTrip]) -> str:
 
 def marked(rows: list[Edited]) -> str:
     """Edits as a table."""
-    lines = [("edit", "steps left out", "guidance", "refined", "borrowed", "done", "95 %", "of", "spoilt")]
+    lines = [("edit", "by", "steps left out", "guidance", "borrowed", "refined", "done", "95 %", "of", "spoilt")]
     for row in rows:
-        low, high = row.interval
-        lines.append((row.kind, str(row.start), f"{row.scale:g}", str(row.refine), f"{row.borrow:g}", f"{row.share:.1%}",
+        (low, high), how = row.interval, row.how
+        by, refined = ("difference", "-") if how.refine is None else ("inversion", str(how.refine))
+        lines.append((row.kind, by, str(how.start), f"{how.scale:g}", f"{how.borrow:g}", refined, f"{row.share:.1%}",
                       f"{low:.1%} to {high:.1%}", str(row.n), f"{row.spoilt:.4f}"))  # fmt: skip
     return tables.markdown(lines)
 

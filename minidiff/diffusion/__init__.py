@@ -1,5 +1,6 @@
 """The mathematics of diffusion: levels, the forward relation, steps, samplers. No network, no file, no device lives here."""
 
+from .difference import by_difference
 from .exact import DatasetDenoiser, GaussianDenoiser
 from .forward import Denoiser, Estimate, add_noise, clipped, denoiser, predict_eps, predict_x0, target, to_estimate, velocity
 from .guidance import between, classifier_free, composed, inpainting, rescaled
@@ -16,9 +17,9 @@ SAMPLERS = {sampler.__name__: sampler for sampler in (
 )}  # fmt: skip  # by name, for a command line or a file; any other function of their kind does as well
 
 __all__ = [
-    "CLEAN", "SAMPLERS", "DatasetDenoiser", "Denoiser", "Estimate", "GaussianDenoiser", "Level", "Sampler", "Schedule",
-    "State", "add_noise", "between", "classifier_free", "classifier_guided", "clipped", "color_loss", "composed", "ddim",
-    "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss", "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral",
-    "guided", "heun", "inpainting", "invert", "lms", "measured_weight", "min_snr_weight", "plms", "predict_eps",
-    "predict_x0", "repaint", "rescaled", "sample", "target", "to_estimate", "velocity",
+    "CLEAN", "SAMPLERS", "DatasetDenoiser", "Denoiser", "Estimate", "GaussianDenoiser", "Level", "Sampler", "Schedule", "State",
+    "add_noise", "between", "by_difference", "classifier_free", "classifier_guided", "clipped", "color_loss", "composed",
+    "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss", "dpmpp_2m", "dpmpp_2m_sde", "euler",
+    "euler_ancestral", "guided", "heun", "inpainting", "invert", "lms", "measured_weight", "min_snr_weight", "plms",
+    "predict_eps", "predict_x0", "repaint", "rescaled", "sample", "target", "to_estimate", "velocity",
 ]  # fmt: skip

@@ -40,17 +40,23 @@ class Edit(NamedTuple):
         return caption([self.after])
 
 
+class How(NamedTuple):
+    """How to edit: by inversion, `pipe.edit`, or, with refine None, without it, `pipe.edit_by_difference`."""
+
+    start: int = 5  # steps that are left out
+    scale: float = 2.0  # of guidance on the way down
+    borrow: float = 0.0  # share of the steps that look where the scene before looks
+    refine: int | None = None  # of the inversion
+
+
 class Edited(NamedTuple):
     """n edits of one kind: `done` of them show what was asked for; spoilt: as above, their mean."""
 
     kind: str
-    start: int  # steps that were left out
-    scale: float  # of guidance on the way down
-    refine: int  # of the inversion
+    how: How
     done: int
     n: int
     spoilt: float
-    borrow: float = 0.0  # share of the steps in which it looked where the scene before looks
 
     @property
     def share(self) -> float:
@@ -121,23 +127,28 @@ def originals(some: Sequence[Edit], size: int) -> Tensor:
     return draw([[edit.before] for edit in some], size)[0] / 127.5 - 1
 
 
-def edited(pipe, some: Sequence[Edit], steps: int = 50, start: int = 10, scale: float = 4.0, refine: int = 0,
-           borrow: float = 0.0, batch: int = 50) -> Tensor:  # fmt: skip
-    """What `pipe.edit` makes of all of them, (n, 3, H, W). With attention borrowed, guidance leads away from the sentence of
-    the scene before, and otherwise from the empty one."""
-    parts = [some[k : k + batch] for k in range(0, len(some), batch)]
-    return torch.cat([pipe.edit(originals(part, pipe.size), [edit.source for edit in part],
-                                [edit.target for edit in part], steps, start,
-                                negative_prompt=[edit.source if borrow else "" for edit in part], guidance_scale=scale,
-                                refine=refine, borrow=borrow).cpu()
-                      for part in parts])  # fmt: skip
+def edited(pipe, some: Sequence[Edit], how: How, steps: int = 50, seed: int = 0, batch: int = 50) -> Tensor:
+    """What `pipe` makes of all of them, (n, 3, H, W), as a function of the seed. With attention borrowed, and without
+    inversion, guidance leads away from the sentence of the scene before; plain inversion, from the empty one."""
+    generator, images = torch.Generator().manual_seed(seed), []
+    for k in range(0, len(some), batch):
+        part = some[k : k + batch]
+        x, source, target = originals(part, pipe.size), [edit.source for edit in part], [edit.target for edit in part]
+        told = {"guidance_scale": how.scale, "borrow": how.borrow}
+        if how.refine is None:
+            x = pipe.edit_by_difference(x, source, target, steps, how.start, generator=generator, **told)
+        else:
+            away = source if how.borrow else [""] * len(part)
+            x = pipe.edit(x, source, target, steps, how.start, negative_prompt=away, refine=how.refine, **told)
+        images.append(x.cpu())
+    return torch.cat(images)
 
 
-def mark(some: Sequence[Edit], images: Tensor, start: int, scale: float, refine: int, borrow: float = 0.0) -> Edited:
+def mark(some: Sequence[Edit], images: Tensor, how: How) -> Edited:
     """The row for these images of edits of one kind."""
     right = sum(done(edit, reading) for edit, reading in zip(some, read_shapes(images), strict=True))
     error = spoilt(images, originals(some, images.shape[-1]), untouched(some, images.shape[-1])).mean().item()
-    return Edited(some[0].kind, start, scale, refine, right, len(some), error, borrow)
+    return Edited(some[0].kind, how, right, len(some), error)
 
 
 def round_trip(pipe, some: Sequence[Edit], steps: int = 50, refine: int = 0, scale: float = 1.0) -> RoundTrip:

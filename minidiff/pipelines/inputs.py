@@ -39,6 +39,11 @@ def redraw_levels(levels: list[Level], steps: int, strength: float) -> list[Leve
     return levels[max(0, len(levels) - 1 - int(steps * strength)) :]
 
 
+def settling(steps: int) -> int:
+    """How many of so many steps `edit_by_difference` leaves to a plain walk: a sixth, and one at least."""
+    return max(1, steps // 6)
+
+
 def small_mask(mask: Tensor, image: Tensor, stride: int) -> Tensor:
     """A mask (B, 1, H, W) of the image's size -> (B, 1, H/stride, W/stride) of 0 and 1: 1 where it was 1/2 or more.
 

@@ -5,16 +5,28 @@ denoiser walks a list of levels. A picture from words, one redrawn, repainted, i
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..diffusion import Denoiser, Sampler, State, add_noise, classifier_free, clipped, ddim, inpainting, invert
+from ..diffusion import (
+    Denoiser,
+    Sampler,
+    State,
+    add_noise,
+    by_difference,
+    classifier_free,
+    clipped,
+    ddim,
+    inpainting,
+    invert,
+)
 from ..diffusion.samplers import draws, randn_like
 from ..nets import VAE, CrossAttention, borrowed_attention
 from ..pretrained import Recipe
-from .inputs import checked_strength, listed, matched, pasted, redraw_levels, small_mask
+from .inputs import checked_strength, listed, matched, pasted, redraw_levels, settling, small_mask
 from .latents import to_images, to_latents
 
 
@@ -207,13 +219,7 @@ class TextToImage:
         """
         if not 0 <= start < steps:
             raise ValueError(f"start = {start} of {steps} steps: leave out 0 to {steps - 1}")
-        if not 0 <= borrow <= 1:
-            raise ValueError(f"borrow = {borrow}: a share of the steps, from 0 to 1")
-        if borrow and not any(isinstance(module, CrossAttention) for module in self.net.modules()):
-            raise ValueError(f"borrow = {borrow}: this {type(self.net).__name__} has no CrossAttention to borrow from")
-        levels, targets = self.recipe.levels(steps, ddim), listed(target_prompt)
-        n = len(targets)
-        sources = matched("source_prompt", listed(source_prompt), n)  # refused, if it must be, before the inversion
+        levels, targets, n, sources = self._asked(steps, source_prompt, target_prompt, borrow)  # refused before the inversion
         away = matched("negative_prompt", listed(negative_prompt), n)
         states = list(self._climb(image, source_prompt, steps, 1.0, refine))  # [-1] is at levels[0], [-2] at levels[1], ...
         x, down = matched("image", states[max(-1 - start, -len(states))].x, n), levels[min(start, len(states) - 1) :]
@@ -222,9 +228,49 @@ class TextToImage:
             return self.decode(last.x)
         # The old picture's own prompt is its negative one: guidance adds nothing to it, and it comes back as it was.
         denoise = self.denoiser(sources + targets, sources + away, guidance_scale, ddim)
-        with borrowed_attention(self.net, 2 * [*range(n)], tau=down[round(borrow * (len(down) - 1))].t):
+        with self._borrowing(borrow, n, down):
             *_, last = self._run(denoise, torch.cat([x, x]), down, ddim, None)
         return self.decode(last.x[n:])
+
+    @torch.no_grad()
+    def edit_by_difference(self, image: Tensor, source_prompt: str | list[str], target_prompt: str | list[str],
+                           steps: int = 50, start: int = 5, guidance_scale: float = 2.0, borrow: float = 0.0,
+                           generator: torch.Generator | None = None) -> Tensor:  # fmt: skip
+        """The picture that source_prompt describes, changed by what target_prompt says otherwise: (B, 3, H, W).
+
+        No inversion: at every level both prompts are asked about the noised picture, and it moves by the difference of their
+        answers (`diffusion.by_difference`), from step `start` on. The last sixth of the steps are plain ones, and wipe off
+        what such moves leave at edges. guidance_scale: away from the source_prompt. borrow: as in `edit`; 1 is for a
+        new colour in the old outline, 0 for new outlines and backgrounds. ValueError for a start or a share that is none, for
+        prompts that do not match, and for borrow where the network has no CrossAttention.
+        """
+        settle = settling(steps)
+        if not 0 <= start < steps - settle:
+            raise ValueError(f"start = {start} of {steps} steps, of which the last {settle} are plain: leave out fewer")
+        levels, targets, n, sources = self._asked(steps, source_prompt, target_prompt, borrow)
+        z, down = matched("image", self.encode(image, sample=False), n), levels[start:]
+        denoise = self.denoiser(sources + targets, sources + sources, guidance_scale, ddim)
+        with self._borrowing(borrow, n, down):
+            *_, last = self._run(denoise, z, down[: len(down) - settle], by_difference, generator)
+            noise, here = randn_like(z, generator), down[-1 - settle]
+            x = torch.cat([add_noise(z, noise, here), add_noise(last.x, noise, here)])
+            *_, last = self._run(denoise, x, down[-1 - settle :], ddim, None)
+        return self.decode(last.x[n:])
+
+    def _asked(self, steps, source_prompt, target_prompt, borrow) -> tuple[list, list[str], int, list[str]]:
+        """Levels, targets and how many, a source for each. ValueError for what does not fit."""
+        if not 0 <= borrow <= 1:
+            raise ValueError(f"borrow = {borrow}: a share of the steps, from 0 to 1")
+        if borrow and not any(isinstance(module, CrossAttention) for module in self.net.modules()):
+            raise ValueError(f"borrow = {borrow}: this {type(self.net).__name__} has no CrossAttention to borrow from")
+        targets = listed(target_prompt)
+        return (self.recipe.levels(steps, ddim), targets, len(targets),
+                matched("source_prompt", listed(source_prompt), len(targets)))  # fmt: skip
+
+    def _borrowing(self, share: float, n: int, levels) -> AbstractContextManager:
+        """Of 2n rows the second n look where the first n look, in that share of the walk."""
+        tau = levels[round(share * (len(levels) - 1))].t
+        return borrowed_attention(self.net, 2 * [*range(n)], tau) if share else nullcontext()
 
     def _climb(self, image, prompt, steps, guidance_scale, refine) -> Iterator[State]:
         prompts, levels = listed(prompt), self.recipe.levels(steps, ddim)

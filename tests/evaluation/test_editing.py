@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from minidiff.data import read_shapes
 from minidiff.data.captions import HELD_OUT
 from minidiff.data.shapes import draw
-from minidiff.evaluation.editing import KINDS, done, edited, edits, mark, originals, round_trip, spoilt, untouched
+from minidiff.evaluation.editing import KINDS, How, done, edited, edits, mark, originals, round_trip, spoilt, untouched
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -66,11 +66,11 @@ def test_a_row_counts_what_was_done_and_spoilt(kind):
     some = edits(kind, 10)
     images = ideal(some)
     images[:3] = originals(some[:3], 64)                          # three edits that did nothing
-    row = mark(some, images, 10, 4.0, 3)
-    assert row[:-2] == (kind, 10, 4.0, 3, 7, 10) and row.share == 0.7 and row.interval[0] < 0.7 < row.interval[1]
+    how = How(10, 4.0, 0.3, 3)
+    row = mark(some, images, how)
+    assert row[:-1] == (kind, how, 7, 10) and row.share == 0.7 and row.interval[0] < 0.7 < row.interval[1]
     assert row.spoilt == pytest.approx(0, abs=1e-6)
-    other = mark(some, images * 0.9, 10, 4.0, 3, 0.3)
-    assert other.spoilt > 0.03 and (row.borrow, other.borrow) == (0, 0.3)
+    assert mark(some, images * 0.9, how).spoilt > 0.03
 
 
 def test_edited_asks_for_every_edit_in_its_words():
@@ -81,14 +81,31 @@ def test_edited_asks_for_every_edit_in_its_words():
         return image * 0.5
 
     some = edits("shape", 5)
-    images = edited(SimpleNamespace(edit=edit, size=32), some, 20, 3, 2.0, 1, batch=3)
+    images = edited(SimpleNamespace(edit=edit, size=32), some, How(3, 2.0, 0.0, 1), 20, batch=3)
     assert_close(images, originals(some, 32) / 2)
     told = {"guidance_scale": 2.0, "refine": 1, "borrow": 0.0}
     assert asked == [([e.source for e in part], [e.target for e in part], 20, 3, {"negative_prompt": [""] * len(part)} | told)
                      for part in (some[:3], some[3:])]
-    edited(SimpleNamespace(edit=edit, size=32), some, 20, 3, 2.0, 1, 0.3)
+    edited(SimpleNamespace(edit=edit, size=32), some, How(3, 2.0, 0.3, 1), 20)
     sources = [e.source for e in some]                            # who borrows is led away from where it was
     assert asked[2][0] == sources and asked[2][4] == {"negative_prompt": sources, **told, "borrow": 0.3}
+
+
+def test_edited_without_inversion_is_a_function_of_the_seed():
+    asked = []
+
+    def edit_by_difference(image, source, target, steps, start, generator, **options):
+        asked.append((len(image), source, target, steps, start, options))
+        return image * torch.rand((), generator=generator)
+
+    some = edits("shape", 5)
+    pipe = SimpleNamespace(edit_by_difference=edit_by_difference, size=32)
+    one, again, other = (edited(pipe, some, How(3, 2.0, 0.5), 20, seed, batch=3) for seed in (0, 0, 1))
+    assert_close(one, again)
+    assert not one.allclose(other) and not (one[0] / one[4]).allclose(originals(some, 32)[0] / originals(some, 32)[4])
+    told = {"guidance_scale": 2.0, "borrow": 0.5}
+    assert asked[:2] == [(len(part), [e.source for e in part], [e.target for e in part], 20, 3, told)
+                         for part in (some[:3], some[3:])]  # fmt: skip
 
 
 def test_a_round_trip_is_measured_against_the_copy():

@@ -284,6 +284,32 @@ def test_an_edit_keeps_to_the_levels_and_goes_where_the_prompt_says(bell, image)
     torch.testing.assert_close(whole, decode(keep[1]))
 
 
+def test_an_edit_by_difference_walks_both_prompts_and_settles(pipe, image, monkeypatch):
+    monkeypatch.setattr(pipe, "progress", False)
+    sources, targets, noisy = ["a zebra", "b"], ["b zebra", "a"], lambda: torch.Generator().manual_seed(5)
+    z, levels = pipe.encode(image.expand(2, -1, -1, -1), sample=False), pipe.recipe.levels(12, md.ddim)
+    for share, tau in ((0.0, 1e9), (0.5, levels[2 + 5].t), (1.0, levels[-1].t)):
+        found = pipe.edit_by_difference(image, sources, targets, 12, 2, 3.0, share, noisy())
+        denoise, g = pipe.denoiser(sources + targets, sources * 2, 3.0, md.ddim), noisy()
+        with borrowed_attention(pipe.unet, [0, 1, 0, 1], tau):
+            changed = md.sample(md.by_difference, denoise, z, levels[2:11], progress=False, generator=g)
+            noise = torch.randn(z.shape, generator=g)  # a sixth of 12 steps is left
+            x = torch.cat([md.add_noise(x0, noise, levels[10]) for x0 in (z, changed)])
+            last = md.sample(md.ddim, denoise, x, levels[10:], progress=False)
+        torch.testing.assert_close(found, pipe.decode(last[2:]))
+
+
+def test_an_edit_by_difference_goes_where_the_prompt_says(bell, image):
+    z, keep, seeded = bell.encode(image, sample=False), [], lambda: torch.Generator().manual_seed(0)
+    decode, bell.decode = bell.decode, lambda latents: keep.append(latents) or decode(latents)
+    for target, scale in (("a", 1.0), ("zebra", 1.0), ("zebra", 3.0)):
+        bell.edit_by_difference(image, "a", target, 50, 5, scale, generator=seeded())
+    bell.decode = decode
+    source, wanted = (bell.encode_text(text)[0, 1, 0] for text in ("a", "zebra"))
+    same, once, thrice = [((x - z).mean() / (wanted - source)).item() for x in keep]
+    assert 0.3 < once - same < 1 and (thrice - same) / (once - same) == pytest.approx(3, rel=1e-3)
+
+
 def test_an_edit_that_borrows_draws_the_old_picture_beside_the_new(pipe, image, monkeypatch):
     monkeypatch.setattr(pipe, "progress", False)
     options = {"steps": 10, "start": 2, "negative_prompt": "a", "guidance_scale": 3.0}
@@ -348,6 +374,10 @@ def test_what_is_wrong_is_said_before_the_first_step(pipe, image, monkeypatch):
         "the image holds nan": lambda: pipe.img2img("a", image * torch.nan),
         "start = 50 of 50 steps": lambda: pipe.edit(image, "a", "b", start=50),
         "3 of source_prompt for 1 prompts": lambda: pipe.edit(image, ["a", "b", "c"], "b"),
+        "start = 42 of 50 steps, of which the last 8": lambda: pipe.edit_by_difference(image, "a", "b", start=42),
+        "start = -1 of 50 steps": lambda: pipe.edit_by_difference(image, "a", "b", start=-1),
+        "2 of source_prompt for 1": lambda: pipe.edit_by_difference(image, ["a", "b"], "b"),
+        "borrow = -1: a share": lambda: pipe.edit_by_difference(image, "a", "b", borrow=-1),
         "borrow = 1.5: a share": lambda: pipe.edit(image, "a", "b", borrow=1.5),
         "2 of negative_prompt for 1 prompts": lambda: pipe.edit(image, "a", "b", negative_prompt=["a", "b"]),
     }.items():
