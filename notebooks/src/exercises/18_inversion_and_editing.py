@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Exercises 18 · DDIM inversion and editing
 #
-# Four pieces of [the chapter](../18_inversion_and_editing.ipynb): a way back that loses nothing, an edit whose levels fit, what
-# an edit spoils, and a picture that looks where another one looks. `check` says what is wrong, `hint("18.1")` helps.
+# Five pieces of [the chapter](../18_inversion_and_editing.ipynb): a way back that loses nothing, an edit whose levels fit, what
+# an edit spoils, a picture that looks where another one looks, and an edit without a way back. `check` says what is wrong,
+# `hint("18.1")` helps.
 
 # %%
 from contextlib import contextmanager
@@ -101,6 +102,29 @@ def borrowed_attention(net, source, tau=0.0, kinds=(md.nets.SelfAttention, md.ne
 
 # %%
 check("18.4", borrowed_attention)
+
+# %% [markdown]
+# ## 18.5 · An edit without a way back
+#
+# Between one level and the next, a picture $x$, which begins as $x_0$, moves by the difference of two answers (Hertz, Aberman
+# and Cohen-Or 2023; Kulikov et al. 2025):
+#
+# $$x \leftarrow (1 - r)\,\Big(x_0 + \hat x_0(\alpha x + \sigma\epsilon;\ \text{new}) - \hat x_0(\alpha x_0 +
+# \sigma\epsilon;\ \text{old})\Big) + r\,x, \qquad r = \sigma_\text{there} / \sigma_\text{here}.$$
+#
+# $\alpha$, $\sigma$ are those of `here`, and $\epsilon$ is drawn afresh for every step, once for both, with `generator`. One call
+# asks both: `denoise(xt, here)` takes 2B rows, of which the first B are old and the second B new, and gives an `Estimate` of as
+# many. After every step yield `md.State(x, x, there)`: the picture so far is both.
+
+
+# %%
+def by_difference(denoise, x0, levels, generator=None):
+    """Change x0 (B, ...) from what it is to what is wanted; a State after every step."""
+    raise NotImplementedError
+
+
+# %%
+check("18.5", by_difference)
 
 # %%
 progress()

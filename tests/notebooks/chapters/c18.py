@@ -5,7 +5,7 @@ import torch
 import minidiff as md
 
 OWN = {
-    "disputed", "marks", "overall", "redraw", "redraw_within", "side_by_side", "statistics", "there_and_back", "wrong_end",
+    "between_gaussians", "differ", "disputed", "fresh", "marks", "overall", "redraw", "redraw_within", "side_by_side", "statistics", "there_and_back", "wrong_end",
 }  # fmt: skip
 
 X0 = 0.5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -24,4 +24,19 @@ def walked(invert):
     return found
 
 
-INPUTS = {"invert": walked}
+def differed(by_difference):
+    """Every picture on the way from one Gaussian to another, and the noise it was asked under, on the schedules above."""
+    found, ends = [], (md.GaussianDenoiser(0.1, 0.5), md.GaussianDenoiser(0.9, 0.2))
+
+    def denoise(xt, level):
+        found.append(xt)
+        answers = [ask(part, level) for ask, part in zip(ends, xt.chunk(2), strict=True)]
+        return md.Estimate(*(torch.cat(both) for both in zip(*answers, strict=True)))
+
+    for levels in WALKS:
+        for state in by_difference(denoise, X0, levels, torch.Generator().manual_seed(0)):
+            found += [state.x, state.x0, torch.tensor([state.level.alpha, state.level.sigma])]
+    return found
+
+
+INPUTS = {"invert": walked, "by_difference": differed}
