@@ -956,16 +956,16 @@ md.plot.show_images(torch.cat(list(pictures.values())).cpu(), row_labels=list(pi
 # Two things make it a guide that is listened to. **The loss is a probability.** The angle tells how far it is to "a red
 # circle", and nothing of what is *nearer*. We ask what CLIP was trained to answer: of many sentences, which is this picture's?
 # $\mathcal L = -\log p(\text{ours} \mid \text{picture})$, and $s = 1$ is Bayes' rule. The rivals are all 48 sentences and
-# some captions of whole scenes, so that two things do not pass for one. (Three of these captions are one of the 48 again, and
-# some, such as "a circle", are true of a red circle, too: section 3's twins. We have left them in; with one exact twin the
-# slope vanishes at $p = \frac12$ in place of 1, and points the same way before.) **The walk looks back.** After a step, noise
-# is added and the step is taken again, `TIMES` times (`md.repaint`, chapter 17): whatever the guide has pushed, the network
+# some captions of scenes with two things or more, so that two do not pass for one. (Not of any scenes: "a circle" is true of a
+# red one, too, a twin as in section 3, and a guide that must choose between twins pushes away from both.) **The walk looks
+# back.** After a step, noise is added and the step is taken again, `TIMES` times (`md.repaint`, chapter 17): whatever the guide has pushed, the network
 # may draw over, and the guide sees it again (Bansal et al. 2023, section 3.3). In pure noise, at $\alpha = 0$, there is no
 # way through the network, so `md.between` leaves the first level to the deaf one.
 
 # %%
-others = md.data.Captioned(RIVALS, 64, seed=SEED + 2)
-rivals = [*sentences, *(others.plan(i)[1].text for i in range(RIVALS))]
+several = ("two objects", "counting", "position", "attribute binding")
+others = md.data.Captioned(RIVALS, 64, seed=SEED + 2, tasks=several)
+rivals = [*sentences, *sorted({others.plan(i)[1].text for i in range(RIVALS)} - set(sentences))]
 
 
 def doubt(clip, own):

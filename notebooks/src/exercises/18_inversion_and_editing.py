@@ -112,9 +112,9 @@ check("18.4", borrowed_attention)
 # $$x \leftarrow (1 - r)\,\Big(x_0 + \hat x_0(\alpha x + \sigma\epsilon;\ \text{new}) - \hat x_0(\alpha x_0 +
 # \sigma\epsilon;\ \text{old})\Big) + r\,x, \qquad r = \sigma_\text{there} / \sigma_\text{here}.$$
 #
-# $\alpha$, $\sigma$ are those of `here`, and $\epsilon$ is drawn afresh for every step, once for both, with `generator`. One call
-# asks both: `denoise(xt, here)` takes 2B rows, of which the first B are old and the second B new, and gives an `Estimate` of as
-# many. After every step yield `md.State(x, x, there)`: the picture so far is both.
+# $\alpha$, $\sigma$ are those of `here`, and $\epsilon$ is drawn afresh for every step, once for both, with `generator`. One
+# call asks both: `denoise(xt, here)` takes 2B rows, of which the first B are old and the second B new, and gives an `Estimate`
+# of as many. After every step yield `md.State(x, x, there)`: the picture so far is both.
 
 
 # %%

@@ -5,7 +5,8 @@ import torch
 import minidiff as md
 
 OWN = {
-    "between_gaussians", "differ", "disputed", "fresh", "marks", "overall", "redraw", "redraw_within", "side_by_side", "statistics", "there_and_back", "wrong_end",
+    "between_gaussians", "differ", "disputed", "fresh", "marks", "overall", "redraw", "redraw_within", "side_by_side",
+    "statistics", "there_and_back", "wrong_end",
 }  # fmt: skip
 
 X0 = 0.5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
