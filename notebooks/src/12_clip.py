@@ -954,13 +954,14 @@ md.plot.show_images(torch.cat(list(pictures.values())).cpu(), row_labels=list(pi
 # $$\hat x_0' = \hat x_0 - s\,\frac{\sigma^2}{\alpha}\, \nabla_{\!x_t} \mathcal L\big(\mathrm{decode}(\hat x_0(x_t))\big).$$
 #
 # Two things make it a guide that is listened to. **The loss is a probability.** The angle tells how far it is to "a red
-# circle", and nothing of what is *nearer*. We ask what CLIP was trained to answer: of many sentences, which is this picture's?
-# $\mathcal L = -\log p(\text{ours} \mid \text{picture})$, and $s = 1$ is Bayes' rule. The rivals are all 48 sentences and
-# some captions of scenes with two things or more, so that two do not pass for one. (Not of any scenes: "a circle" is true of a
-# red one, too, a twin as in section 3, and a guide that must choose between twins pushes away from both.) **The walk looks
-# back.** After a step, noise is added and the step is taken again, `TIMES` times (`md.repaint`, chapter 17): whatever the guide has pushed, the network
-# may draw over, and the guide sees it again (Bansal et al. 2023, section 3.3). In pure noise, at $\alpha = 0$, there is no
-# way through the network, so `md.between` leaves the first level to the deaf one.
+# circle", and nothing of what is *nearer*. We ask what CLIP was trained to answer: of many sentences, which is this
+# picture's? $\mathcal L = -\log p(\text{ours} \mid \text{picture})$, and $s = 1$ is Bayes' rule. The rivals are all 48
+# sentences and some captions of scenes with two things or more, so that two do not pass for one. (Not of any scenes: "a
+# circle" is true of a red one, too, a twin as in section 3, and a guide that must choose between twins pushes away from
+# both.) **The walk looks back.** After a step, noise is added and the step is taken again, `TIMES` times (`md.repaint`,
+# chapter 17): whatever the guide has pushed, the network may draw over, and the guide sees it again (Bansal et al. 2023,
+# section 3.3). In pure noise, at $\alpha = 0$, there is no way through the network, so `md.between` leaves the first level to
+# the deaf one.
 
 # %%
 several = ("two objects", "counting", "position", "attribute binding")
