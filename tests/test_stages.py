@@ -357,7 +357,7 @@ def test_the_card_tells_what_a_training_went_on_from(run, tmp_path, capsys):
     assert main([*begun, "--set", *numbers, f"unet.begin={first / 'joint'}", "unet.easy=0"]) == 0
     assert main(["pack", str(run / "joint"), "--out", str(tmp_path / "packed")]) == 0
     rows = [line for line in (tmp_path / "packed" / "README.md").read_text().splitlines() if line.startswith("| unet")]
-    assert [row.split(" | ")[0] for row in rows] == ["| unet, begun", "| unet"]
+    assert [row.split(" | ")[0] for row in rows] == ["| unet, 1 of 2", "| unet, 2 of 2"]
     assert "--seed 0" in rows[0] and "begin" not in rows[0] and "--text joint" in rows[0]
     assert f"begin={first / 'joint'}" in rows[1] and "easy=0.0" in rows[1] and "--seed 3" in rows[1]
     shutil.rmtree(first)

@@ -55,9 +55,7 @@ def check(sources: Iterable[Path]) -> None:
         if (source / TIME).is_file():
             if left := unfinished(source):
                 raise ValueError(f"{source} stopped {left} steps before its end: finish it with --resume")
-            if (before := earlier(source)) and not (before / TIME).is_file():
-                raise ValueError(f"{source} went on from {before}, and the card is to say how that was trained: "
-                                 f"there is no {before / TIME}")
+            trainings(source)
 
 
 def copy(source: Path, target: Path) -> list[str]:
@@ -73,17 +71,25 @@ def copy(source: Path, target: Path) -> list[str]:
 
 
 def lines(name: str, source: Path, weights: int) -> list[str]:
-    """Of the card: how this part was trained, and before it that from which it went on."""
-    before, spent = earlier(source), read_json(source / TIME)
-    how = command(source, read_json(source / "config.json")["training"])
-    return [*(lines(f"{name}, begun", before, weights) if before else []),
-            f"| {name} | {weights:,} | {spent['minutes']:.0f} on {spent['machine']} | `{how}` |"]  # fmt: skip
+    """Of the card: how this part was trained, and before it those from which it went on, the first one first."""
+    rows, done = [], trainings(source)
+    for k, folder in enumerate(done, 1):
+        spent, how = read_json(folder / TIME), command(folder, read_json(folder / "config.json")["training"])
+        part = name if len(done) == 1 else f"{name}, {k} of {len(done)}"
+        rows.append(f"| {part} | {weights:,} | {spent['minutes']:.0f} on {spent['machine']} | `{how}` |")
+    return rows
 
 
-def earlier(source: Path) -> Path | None:
-    """The folder of the U-Net from which this part went on (begin=), if it did."""
-    begin = read_json(source / "config.json")["training"]["settings"].get("begin")
-    return begin and Path(begin) / "unet"
+def trainings(source: Path) -> list[Path]:
+    """The folder of this part, and before it those from which it went on (begin=). ValueError for one that is not there."""
+    found = [source]
+    while begin := read_json(found[0] / "config.json")["training"]["settings"].get("begin"):
+        before = Path(begin) / "unet"
+        if not (before / TIME).is_file():
+            raise ValueError(f"{found[0]} went on from {before}, and the card is to say how that was trained: "
+                             f"there is no {before / TIME}")
+        found.insert(0, before)
+    return found
 
 
 def command(source: Path, training: dict) -> str:
