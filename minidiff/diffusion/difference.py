@@ -26,8 +26,10 @@ def by_difference(
         picture <- (1 - r) * (x0 + x0_new - x0_old) + r * picture,                    r = sigma_there / sigma_here
 
     denoise is asked about 2B rows at once: B pictures as they were, under the words that are true of them, then the same B as
-    they are by now, under those that are wanted. Told the same words twice it gives x0 back exactly. r is the share of the
-    noise that a step leaves: what is decided at high levels, where things are and how large, is so decided first.
+    they are by now, under those that are wanted. Told the same words twice it gives x0 back. r is the share of the noise that
+    a step leaves: what is decided at high levels, where things are and how large, is so decided first. When little noise is
+    left the network believes what it sees, and the change stands still, finished or not: guidance makes up for that.
+    (FlowEdit adds the change itself to the noised x0, not alpha times it. That goes all the way, and moves what should stay.)
     Raises ValueError unless the levels go from noisy to clean.
     """
     picture = x0

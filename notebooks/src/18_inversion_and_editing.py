@@ -12,8 +12,9 @@
 # Diffusion that comes with this library. Nothing is trained here.
 
 # %% [markdown]
-# > **For the lecturer.** 75 minutes: 10 for the naive attempt, 20 for the walk up and the fixed point, 15 for the model and
-# > its noise, 20 for the edits, 10 for the bugs. All cells together run for about six minutes on two CPU cores.
+# > **For the lecturer.** 85 minutes: 10 for the naive attempt, 20 for the walk up and the fixed point, 15 for the model and
+# > its noise, 20 for the edits, 10 for the edit without a way back, 10 for the bugs. All cells together run for about eight
+# > minutes on two CPU cores.
 # >
 # > Worth asking before the cell is run: *the walk is deterministic: what can be lost on the way back?* (section 2) · *twice as
 # > many steps: half the loss?* (section 4, where the answer surprises) · *is what comes out noise?* (section 5) · *which word
@@ -57,8 +58,8 @@ LONG = True  # hold the model to the numbers in the text  # quick: False
 #
 # Two marks for every edit. **Done**: the oracle reads one object as wanted, in its place. **Spoilt**: the mean absolute
 # difference of all that should have stayed, in a range of −1 to 1: everything outside of the object, or, for a new
-# background, the object itself. **Expected:** no strength is good for everything. Strength 0.4 does three edits in four, but
-# spoils the objects whose background was changed by more than 0.1; at 0.8 more than half of the edits fail.
+# background, the object itself. **Expected:** no strength is good for everything. Strength 0.4 does 31 of 36, but spoils the
+# objects whose background was changed by 0.09; at 0.8 two thirds of the edits fail.
 
 # %%
 pipe = md.StableDiffusion.from_pretrained("shapes", device=device)
@@ -90,7 +91,7 @@ for strength in (0.4, 0.6, 0.8):
     naive[strength] = pipe.img2img(targets, image, strength, fresh, steps=STEPS, guidance_scale=3.0, sampler=md.ddim).cpu()
     print(f"strength {strength}: ", end="")
     share, damage = overall(marks(naive[strength]))
-    assert not LONG or (share < 0.85 and damage > 0.025)  # sections 7 and 9: 0.94, and a spoilt of 0.01
+    assert not LONG or (share < 0.9 and damage > 0.025)  # section 7: 0.94, and a spoilt of 0.009
 assert not LONG or share < 0.55  # at 0.8, the last
 md.plot.show_images(
     torch.cat([image[show], *(x[show] for x in naive.values())]), columns=len(show),
@@ -98,12 +99,12 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# It is less of a failure than we had thought. At strength 0.4 it does 28 of 36, and with shapes it is good: 10 of 12, and
-# nothing around them suffers. But see the second column. With too little noise the old colour still shines through, and the
-# triangle is neither orange nor purple: the model believes what it sees more than what it is told (8 of 12). The sky in the
-# last column fares no better. With more noise, the colour is right and the place is wrong, since fresh noise knows nothing of
-# the picture: at 0.6 the triangle has moved aside, and 4 colours of 12 are counted as done, at 0.8 not one. What we want is
-# noise that hides the colour and *remembers everything else*.
+# It is less of a failure than we had thought. At strength 0.4 it does 31 of 36, and with shapes it is good: all 12, and nothing
+# around them suffers. But of the colours it does 8, and see the second column: the triangle is purple, as it should be, and has
+# moved to the left by nearly half its width, since fresh noise knows nothing of the picture. The more of it there is, the less
+# stays in its place. At 0.6 the first cross has moved as well, and the star is far below where the cross was; 2 colours of 12
+# are counted as done, at 0.8 one, and there one cross has become two. What we want is noise that hides the colour and
+# *remembers everything else*.
 #
 # ## 2. A walk has two ends
 #
@@ -252,10 +253,10 @@ md.plot.show_curves(curves, xlabel="steps", ylabel="spread of the noise", title=
 #
 # ## 4. The trained model, there and back
 #
-# Now the real one. Pictures are encoded first, and the walk is one of latents; `pipe.invert` does both. What the VAE loses
-# is not inversion's fault, so a picture that came back is compared with what the VAE alone makes of it. **Expected:** 0.002
-# with 50 steps, a quarter of a grey level of 255, and *not* better with 100; with three rounds of the fixed point 0.00005. (The
-# eight pictures that go are three scenes, some of them more than once.)
+# Now the real one. Pictures are encoded first, and the walk is one of latents; `pipe.invert` does both. What the VAE loses is
+# not inversion's fault, so a picture that came back is compared with what the VAE alone makes of it. **Expected:** 0.003 with
+# 50 steps, less than half a grey level of 255, and hardly better with 100, where theory halves it; with three rounds of the
+# fixed point 0.0006, and not nothing. (The eight pictures that go are three scenes, some of them more than once.)
 
 # %%
 few = every[:: max(1, len(every) // TRIPS)][:TRIPS]
@@ -265,15 +266,16 @@ trips = {(n, refine): round_trip(pipe, few, n, refine).error for n, refine in as
 for (n, refine), error in trips.items():
     print(f"{n:4} steps, refined {refine}: {error:.5f}")
 if LONG:
-    assert trips[50, 0] < 0.005 and trips[50, 1] < 0.6 * trips[50, 0] and trips[50, 3] < 0.1 * trips[50, 0]
-    assert trips[100, 0] > 0.5 * trips[10, 0]  # ten times the steps, and by no means a tenth of the error
+    assert trips[50, 0] < 0.005 and trips[50, 1] < 0.6 * trips[50, 0] and trips[50, 3] < 0.35 * trips[50, 0]
+    assert trips[100, 0] > 0.2 * trips[10, 0] and trips[100, 0] > 0.7 * trips[50, 0]  # by theory a tenth, and a half
 
 # %% [markdown]
-# Why not? By section 3 the clean end is to blame. A drawing has no noise in it, and its fine directions, in which drawings
-# hardly vary, are too narrow for any of these walks. If that is so, a walk that begins where there *is* noise should behave as
-# the theory says. So put true noise of $\sigma = 0.4$ on the latents, and go there and back between that level and pure
-# noise. **Expected:** with ten times the steps, the loss from $\sigma = 0.4$ falls to less than a tenth, all that theory has
-# promised and more, and the one from the clean level by a sixth.
+# From 10 steps to 100 the loss falls to a third, and theory promised a tenth; from 50 to 100 it falls by an eighth. Why not
+# more? By section 3 the clean end is to blame. A drawing has no noise in it, and its fine directions, in which drawings hardly
+# vary, are too narrow for any of these walks. If that is so, a walk that begins where there *is* noise should behave as the
+# theory says. So put true noise of $\sigma = 0.4$ on the latents, and go there and back between that level and pure noise.
+# **Expected:** with ten times the steps, the loss from $\sigma = 0.4$ falls to a twentieth, all that theory has promised and
+# more, and the one from the clean level to a half.
 
 # %%
 texts, z = [edit.source for edit in few], pipe.encode(originals(few, pipe.size), sample=False)
@@ -289,28 +291,37 @@ for n in COUNTS:
 print({name: [round(v, 4) for v in values] for name, values in losses.items()})
 if LONG:
     clean, noised = losses.values()
-    assert noised[-1] < 0.25 * noised[0] and clean[-1] > 0.6 * clean[0]
+    assert noised[-1] < 0.12 * noised[0] and clean[-1] > 0.3 * clean[0] and clean[-1] > 0.7 * clean[-2]
 md.plot.show_orders({name: (COUNTS, values) for name, values in losses.items()}, xlabel="steps", ylabel="lost (latents)",
                     title="the model, there and back")  # fmt: skip
 
 # %% [markdown]
-# It does: from 20 steps on, 0.0135, 0.0052, 0.0025, a line of first order, while the other hardly falls. (Ten steps are too few
-# for a theory of small ones: there the loss is higher than the line, and than that from the clean level.) So the clean end is
-# the place. For the reason there is a second candidate beside the narrow directions. This network predicts $\hat x_0$, and its
-# noise is what that leaves, $\hat\epsilon = (x - \alpha\hat x_0)/\sigma$: a small error $\delta$ becomes $\delta/\sigma$. The
-# $k$-th step from the clean end leaves $\sigma = k h$, moves by $h$, and so carries an error of $h\,\delta/(kh) = \delta/k$.
-# The step size has cancelled. Finer steps come closer to the dangerous end, and that is all they do: $\sum \delta/k$ even
-# grows, like the logarithm of $n$. Which of the two costs more in this model, we have not measured.
+# It does: from 20 steps on, 0.0089, 0.0032, 0.0016, a line of about first order, while the other falls from 0.063 to 0.038 and
+# from there hardly at all. (Ten steps are too few for a theory of small ones: there the loss is higher than the line.) So the
+# clean end is the place. For the reason there is a second candidate beside the narrow directions. This network predicts
+# $\hat x_0$, and its noise is what that leaves, $\hat\epsilon = (x - \alpha\hat x_0)/\sigma$: a small error $\delta$ becomes
+# $\delta/\sigma$. The $k$-th step from the clean end leaves $\sigma = k h$, moves by $h$, and so carries an error of
+# $h\,\delta/(kh) = \delta/k$. The step size has cancelled. Finer steps come closer to the dangerous end, and that is all they
+# do: $\sum \delta/k$ even grows, like the logarithm of $n$. Which of the two costs more in this model, we have not measured.
 #
-# The fixed point does not mind. It asks for nothing but that the step down undo the step up, whatever the network says there.
+# The fixed point minds less. It asks for nothing but that the step down undo the step up, whatever the network says there. But
+# it has to come to rest, and after three rounds a fifth of the loss is still there. On the first step up, from no noise to
+# $\sigma_1 = h$, the factor of section 3 is about $\sigma_1^2 / (s^2 + \sigma_1^2)$ for narrow Gaussian data: where $s$ is well
+# below $\sigma_1$, that is nearly 1, and a round takes nearly nothing away.
+#
+# So it may all be one thing, and this is how we read it. The VAE answers a picture with a Gaussian whose spread is a fifth of
+# the latents' own, or more. Who learns from draws of it sees no direction that is narrower. This model did so at first, and in
+# the end learned from the means, which have no such noise in them and may be truly narrow in many directions. (After the first
+# two of its five trainings, both on draws, three rounds left 0.00005. But the later ones were of other scenes too, so this
+# proves nothing.)
 #
 # ## 5. Is it noise?
 #
 # The model's own pictures come from true noise, and we know which. So draw some, without guidance, invert them, and compare:
-# spread 1, kurtosis 3 (the mean fourth power, in units of the spread), no correlation between neighbours, and 1 with
-# the noise that it was. **Expected:** the plain walk loses half of the spread of the model's own noise, and most of it with
-# drawings, whose "noise" is related to its neighbours as well. The fixed point finds the own noise again, but that of drawings
-# is no noise even then: half the spread, and a kurtosis of 12.
+# spread 1, kurtosis 3 (the mean fourth power, in units of the spread), no correlation between neighbours, and 1 with the noise
+# that it was. **Expected:** the plain walk loses four fifths of the spread, of the model's own noise as with drawings, and what
+# is left is related to its neighbours. The fixed point finds the own noise again, only fainter, with three fifths of the
+# spread. That of drawings has a spread of 1, and is no noise even then: its kurtosis is 10.
 
 
 # %%
@@ -334,21 +345,29 @@ for name, x in noises.items():
     print(f"{name:36}", ", ".join(f"{what} {value:.2f}" for what, value in told.items()))
 if LONG:
     flat, closed = (statistics(noises[f"of drawings, refined {refine}"]) for refine in (0, 3))
-    assert flat[0] < 0.35 and flat[2] > 0.15 and 1.5 * flat[0] < closed[0] < 0.75 and min(flat[1], closed[1]) > 6
-    again = noises["of its own pictures, refined 3"]
-    assert torch.corrcoef(torch.stack([again.flatten(), true.flatten()]))[0, 1] > 0.97
+    assert flat[0] < 0.35 and flat[2] > 0.15 and closed[0] > 2.5 * flat[0] and min(flat[1], closed[1]) > 6
+    faint, again = (noises[f"of its own pictures, refined {refine}"] for refine in (0, 3))
+    assert faint.std() < 0.35 and 0.45 < again.std() < 0.8 and abs(statistics(again)[1] - 3) < 0.7
+    assert torch.corrcoef(torch.stack([faint.flatten(), true.flatten()]))[0, 1] < 0.7
+    assert torch.corrcoef(torch.stack([again.flatten(), true.flatten()]))[0, 1] > 0.93
 md.plot.show_images(
     torch.cat([x[:6, :3].cpu() / 2 for x in noises.values()]), columns=min(6, len(few)), row_labels=list(noises),
     title="three of the four channels, as colours",
 )  # fmt: skip
 
 # %% [markdown]
-# Two different failures. Of its own pictures the plain walk finds the right noise, correlated 0.91 with the true one, only too
-# faint, and three rounds of the fixed point return it so well that no difference is seen. Of a drawing, neither walk finds
-# noise. The outline shows in what should be featureless: all that varies is near the object. Where the picture is flat, the
+# The plain walk fails with both. Of its own pictures as of drawings it leaves a grey field, in which the object shows, and that
+# should be featureless noise. With the true noise of its own pictures it is correlated 0.41. Where the picture is flat, the
 # model is never surprised, and what never surprises needs no noise. (Columns that look alike in the rows of drawings are the
-# same scene.) The fixed point makes the object's part louder, and leaves the rest as still as it was. It promises that the walk
-# comes back. It does not promise that its far end is a likely noise, and this one is not.
+# same scene.) The fixed point tells the two apart. Of the model's own pictures it returns the noise that they came from,
+# correlated 0.98, only paler. Of a drawing, it makes the object's part very loud and leaves the rest faint: that together they
+# have a spread of 1 is chance. It promises that the walk comes back. It does not promise that its far end is a likely noise,
+# and this one is not.
+#
+# That the plain walk loses the noise even of the model's own pictures goes with section 4's reading. In section 2 data of
+# spread 0.1 kept 0.77 of their noise with 50 steps, 0.03 kept 0.42, and 0.01 kept 0.16; here it is 0.18, with 30. After those
+# first two trainings, when its own pictures may have had the noise of the draws in them, it was 0.51, and correlated 0.91. That
+# is no proof: we have not measured how wide these latents are in their many directions.
 #
 # This matters for editing. The model has been trained to begin at noise, and from something that is not noise it may draw what
 # it never drew. Where an edit begins later, at `start` steps from the noisy end, it begins with a picture that still shows, and
@@ -357,9 +376,9 @@ md.plot.show_images(
 # ## 6. What guidance does to the way up
 #
 # The curve belongs to a denoiser. A guided denoiser is another one, and has another curve, that of exaggerated pictures; a
-# drawing does not lie on it. And its slopes are steeper: the difference of two answers, times the scale, so every error
-# of section 2 is multiplied. **Expected:** with guidance 4 both ways the loss of a round trip is three times that without.
-# Go up with 4 and down with 1, and it is no round trip at all: more than 30 times.
+# drawing does not lie on it. And its slopes are steeper: the difference of two answers, times the scale, so the errors of
+# section 2 should grow with it. **Expected:** with guidance 2 both ways nothing is seen of that, with 4 the loss of a round
+# trip is one and a half times that without. Go up with 4 and down with 1, and it is no round trip at all: 80 times.
 
 # %%
 guided = {scale: round_trip(pipe, few, STEPS, 0, scale).error for scale in (1.0, 2.0, 4.0)}
@@ -371,18 +390,19 @@ for up, down in ((1.0, 1.0), (4.0, 1.0), (1.0, 4.0)):
     error = (ways[up, down] - copies).abs().mean()
     print(f"up with {up:g}, down with {down:g}: lost {error:.4f}, spread of the noise {noise.std():.2f}")
 if LONG:
-    assert guided[4.0] > 1.9 * guided[1.0]
-    assert (ways[4.0, 1.0] - copies).abs().mean() > 10 * (ways[1.0, 1.0] - copies).abs().mean()
+    assert guided[4.0] > 1.25 * guided[1.0]
+    assert (ways[4.0, 1.0] - copies).abs().mean() > 25 * (ways[1.0, 1.0] - copies).abs().mean()
 md.plot.show_images(
     torch.cat([copies[:6], *(x[:6] for x in ways.values())]).cpu(), columns=min(6, len(few)),
     row_labels=["picture", *(f"up {up:g}, down {down:g}" for up, down in ways)],
 )  # fmt: skip
 
 # %% [markdown]
-# In the third row no colour came back: the red cross is yellow and swollen, the purple triangle red, and the green circle a
-# cyan square. Here is how we read it. A walk down with guidance adds what the sentence says, greenness and circle, more than
-# there would be. That it may end at this very picture, it has to begin at a noise that *lacks* greenness and circle. Go down
-# from there without guidance, and nothing adds them back. The other way round, down with 4, costs less: outlines, no colour.
+# In the third row only the triangle came back: the red cross is an orange star, and the green circle on black is cyan, half way
+# to a square, and on grey. Here is how we read it. A walk down with guidance adds what the sentence says, greenness and circle,
+# more than there would be. That it may end at this very picture, it has to begin at a noise that *lacks* greenness and circle.
+# Go down from there without guidance, and nothing adds them back. (Why it spares the triangle, we do not know.) The other way
+# round, down with 4, costs less: the circle is flat at the top, and no colour is lost.
 #
 # So go up at scale 1. On the way down to an edit, guidance is welcome, for there the picture *should* leave its curve.
 #
@@ -411,9 +431,9 @@ assert_close(ours, theirs, rtol=0, atol=1e-2)
 # %% [markdown]
 # That was `pipe.edit`. Now, how much should be left out? One would think: from the noise itself, everything is done and the
 # rest suffers; the later the start, the more is kept, until the word has no say any more. That is half of the truth.
-# **Expected:** with colours and shapes, what is around the object is spoilt most from the noise itself. With backgrounds it is
-# the other way round: the object is spoilt three times as much from start 18 as from 0. And a late start costs the colours: 11
-# of 12 are done from 6, and 5 from 18.
+# **Expected:** with colours, what is around the object is spoilt most from the noise itself, about three times as much as from
+# 18; with shapes there is little to choose. With backgrounds it is the other way round: the object is spoilt twice as much from
+# start 18 as from 0, and least from 6. And a late start costs the colours: 10 of 12 are done from 6, and 5 from 18.
 
 # %%
 by_start = {}
@@ -423,7 +443,8 @@ for start in STARTS:
     by_start[start] = by_start[start], marks(by_start[start])
 if LONG:
     first, second, last = (by_start[start][1] for start in (STARTS[0], STARTS[1], STARTS[-1]))
-    assert all(last[k].spoilt < 0.9 * first[k].spoilt for k in (0, 1)) and last[2].spoilt > 1.8 * first[2].spoilt
+    assert last[0].spoilt < 0.6 * first[0].spoilt and abs(last[1].spoilt - first[1].spoilt) < 0.004
+    assert last[2].spoilt > 1.4 * first[2].spoilt and second[2].spoilt < 0.8 * first[2].spoilt
     assert last[0].done <= second[0].done - 3 and overall(by_start[STARTS[1]][1])[0] > 0.8
 md.plot.show_images(
     torch.cat([image[show], *(x[show].cpu() for x, _ in by_start.values())]), columns=len(show),
@@ -431,10 +452,11 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# Start 6 does 34 of 36, and is the best of the four; 32 from 0 and 30 from 12 are not far enough from it to be sure, 21 from 18
-# is. The last column shows what is wrong with a late start. From 12 the sky is neither grey nor navy, and from 18 it has hardly
-# changed. As we read it, the few steps that are left could not repaint all of a sky that was still grey. The triangle in the
-# second column goes the way of section 1: from 18 too much of the orange is left, and it ends up red.
+# Start 6 does 34 of 36, and is the best of the four; 32 from 0 and from 12 are not far enough from it to be sure, 22 from 18
+# is. The last row shows what is wrong with a late start. The sky of the last column is still pale at the top, violet below, and
+# dark only further down. As we read it, the few steps that are left could not repaint all of a sky that was still grey. In the
+# first column the cross has stayed red: too much of it was there already. And of the triangle in the second column a purple
+# blob is left.
 #
 # And how hard should the model be pushed? Two ways of pushing, to be compared at one start. With the empty prompt as usual,
 # guidance exaggerates all that the new sentence says, the parts that were right already among them:
@@ -452,8 +474,8 @@ md.plot.show_images(
 # Where they differ, the difference is multiplied. In code it is a negative prompt. It is a sharp tool: once the circle is blue,
 # the source still wants it red, the bracket grows instead of closing, and a large scale overshoots into colours that are none.
 # It should win with a small scale, and lose with a large one. **Expected:** the second half of this is true. With 3 it spoils
-# three times what guidance away from nothing spoils; with 1.5 the two do equally many, and so it has won nothing. At scale 1
-# both are the same formula, `output = target`, and must agree.
+# nearly three times what guidance away from nothing spoils; with 1.5 it does one edit of 36 more, which is nothing won. At
+# scale 1 both are the same formula, `output = target`, and must agree.
 
 # %%
 start, swept = STARTS[1], {}
@@ -484,16 +506,17 @@ with matplotlib.rc_context(md.plot.STYLE):
 figure.to(None)  # a cell that ends with a figure shows it
 
 # %% [markdown]
-# The points for 1 lie upon each other, and those for 1.5 side by side. Scale 1, which pushes nothing, does 30 of 36, and
-# scale 3 does 34. Four more of 36 are not much to build on; but away from nothing every larger scale has done more than the one
-# before, and it costs little. The negative source gets to 33, with scale 2, and by then it spoils more than the empty prompt
-# does with 3; nearly all of the damage is done to objects on new backgrounds (0.092 with 3). So the plain `pipe.edit`, from
-# start 6, with 3, is a good beginning. The source as a negative prompt is useful for another reason, in the next section.
+# The points for 1 lie upon each other. Scale 1, which pushes nothing, does 27 of 36, and scale 3 does 34, with the empty
+# prompt. Away from nothing, every larger scale has done more than the one before, and none has spoilt more than scale 1. The
+# negative source does 34 as well, with scale 2, and by then it spoils a little more than the empty prompt does with 3 (0.011
+# and 0.009); with 3 it does not do more, and spoils 0.025. Nearly all of that damage is done to objects on new backgrounds
+# (0.060). So the plain `pipe.edit`, from start 6, with 3, is a good beginning. The source as a negative prompt is useful for
+# another reason, in the next section.
 #
 # ## 9. Look where the other one looks
 #
-# What still goes wrong is place: see the second column of section 7, where the triangle moves up by half its height. Where does
-# a picture decide who is where? In its attention (chapter 14). An attention has two halves, $M v$: the map $M =
+# What still goes wrong is place: see the second column of section 7, where the triangle moves aside by half its width. Where
+# does a picture decide who is where? In its attention (chapter 14). An attention has two halves, $M v$: the map $M =
 # \mathrm{softmax}(qk^\top/\sqrt d)$ says who looks at whom, the values $v$ say what is seen there. **Prompt-to-prompt** (Hertz
 # et al. 2022) draws source and target side by side, and for the first share of the steps gives the target the *source's maps*:
 #
@@ -519,9 +542,10 @@ with torch.no_grad():
 # %% [markdown]
 # And now for the walk. The upper half of the batch is the source, which goes back to where it came from: with the source as its
 # own negative prompt, guidance has nothing to add to it, at any scale. The lower half is the edit. Too large a share should
-# hurt the shapes, we thought, whose outline *is* a matter of who belongs together. **Expected:** a share of 0.3 does 34 of 36,
-# and about six tenths of the damage that there is without borrowing, with every kind of edit. A share of 1 leaves most of the
-# shapes alone and undoes more than half of the *backgrounds*.
+# hurt the shapes, we thought, whose outline *is* a matter of who belongs together. **Expected:** it does not. With every share,
+# 11 or 12 of the shapes are done. Of the colours it is 11, and 9 without borrowing, and the damage done with them falls from
+# share to share, to a third. It is the *backgrounds* that suffer: 12 are done without borrowing, 8 with a share of 0.3, and 3
+# with 1.
 
 
 # %%
@@ -548,28 +572,35 @@ theirs = pipe.edit(image[show[:2]], *two, STEPS, STARTS[0], two[0], 1.5, borrow=
 assert_close(theirs.cpu(), borrowed[SHARES[1]][0][show[:2]].cpu(), rtol=0, atol=1e-2)
 if LONG:
     none, part, full = (borrowed[SHARES[k]][1] for k in (0, 1, -1))
-    assert overall(part)[0] > 0.85 and max(row.spoilt for row in part) < 0.05
-    assert overall(part)[1] < 0.9 * overall(none)[1] and part[0].spoilt < 0.75 * none[0].spoilt
-    assert full[2].done <= none[2].done - 4 and full[1].done > full[2].done + 1
+    assert overall(part)[0] > 0.75 and max(row.spoilt for row in part) < 0.05 and min(full[0].done, full[1].done) >= 9
+    assert full[0].spoilt < 0.6 * none[0].spoilt and full[0].spoilt < part[0].spoilt < none[0].spoilt
+    assert full[2].done <= none[2].done - 4 and full[2].done < part[2].done < none[2].done and full[1].done > full[2].done + 1
 md.plot.show_images(
     torch.cat([image[show], *(x[show].cpu() for x, _ in borrowed.values())]), columns=len(show),
     row_labels=["before", *(f"share {share:.1f}" for share in borrowed)], column_labels=[every[k].kind for k in show],
 )  # fmt: skip
 
 # %% [markdown]
-# This is our recipe: **invert plainly, begin at the noise, push away from the source with 1.5, and borrow both kinds of maps
-# for the first 0.3 of the steps.** 34 of 36 are done, more than 90 %, and what should stay is spoilt by 0.004 with colours,
-# 0.004 with shapes, 0.022 with backgrounds, all of it below 0.05. (`pipe.edit(..., borrow=0.3)` does all of it.) How sure is
-# that? Against the same edit without borrowing, 31 of 36 and 0.007, 0.006, 0.036, no mark is worse. Against section 7's best it
-# has won next to nothing: that did 34 too, with 0.005, 0.005, 0.022, by leaving out the first six steps. What borrowing is good
-# for, the second column shows: the larger the share, the nearer the triangle stays to its place, and with 0.6 all 12 colours
-# are done. And 34 of 36 is anything from 82 % to 98 %, and both ways were picked from more than a dozen settings
-# tried on these very scenes, which flatters them.
+# This is a recipe for colours: **invert plainly, begin at the noise, push away from the source with 1.5, and borrow both kinds
+# of maps, for as many of the steps as you like.** The second column shows what it is good for: the larger the share, the nearer
+# the triangle stays to its place. (`pipe.edit(..., start=0, negative_prompt=source, guidance_scale=1.5, borrow=1.0)` does all
+# of it.) With a share of 1, 11 of 12 are done, and what is around them is spoilt by 0.003; without borrowing it was 9, and
+# 0.009, and from section 7's start 6 it was 10, and 0.009. One or two of a dozen are chance, as we said. That the damage falls
+# from share to share, 0.009, 0.007, 0.005, 0.003, is likely to be more. It has a price: the triangle's corners are round in the
+# end.
 #
-# Why backgrounds? In the last two columns a share of 1 has given the old sky back. We do not know the reason. Maps have no
-# colours in them, but if every pixel of the sky looks at the words as a grey sky does, the new word must be heard through the
-# old one's map, and that may be too little for something so large. `side_by_side` has a parameter `kinds`: borrow only the maps
-# of self-attention, or only those of the words, and find out.
+# With shapes, borrowing neither helps nor hurts the count; but with a share of 1 the fourth column is something between a cross
+# and a star. And for a new background it is the wrong tool, with a share as small as 0.3. (That objects are spoilt less there
+# says little: a sky that was left alone spoils nothing.) All kinds together, 33 of 36 are done without borrowing, and 31, 30
+# and 25 with it. So where the kind of edit is not known, section 7's plain edit from start 6 is the better choice, with 34.
+# That is anything from 82 % to 98 %, and all of these were picked from more than a dozen settings tried on these very scenes,
+# which flatters them.
+#
+# Why backgrounds? In the last column the sky stays grey from a share of 0.3 on. In the one before, 0.3 and 0.6 are sand, and
+# with 1 it is grey, which is neither the old nor the new. We do not know the reason. Maps have no colours in them, but if every
+# pixel of the sky looks at the words as a grey sky does, the new word must be heard through the old one's map, and that may be
+# too little for something so large. `side_by_side` has a parameter `kinds`: borrow only the maps of self-attention, or only
+# those of the words, and find out.
 #
 # ## 10. Keep what nobody disputes
 #
@@ -605,8 +636,8 @@ def redraw_within(mask, states, levels, start, scale):
 
 
 # %% [markdown]
-# The plain edit from the same start, at the same scale, did 34 of 36, with objects on new backgrounds spoilt by 0.022. With a
-# mask that forbids damage, it should be as many or more, and spoil less. **Expected:** 27, and 0.06. Look at the mask before
+# The plain edit from the same start, at the same scale, did 34 of 36, with objects on new backgrounds spoilt by 0.013. With a
+# mask that forbids damage, it should be as many or more, and spoil less. **Expected:** 26, and 0.1. Look at the mask before
 # you read on.
 
 # %%
@@ -616,7 +647,7 @@ final = redraw_within(mask, closed, levels, STARTS[1], 3.0)
 rows = marks(final)
 if LONG:
     share, damage = overall(rows)
-    assert share < 0.85 and rows[2].spoilt > 0.042 and damage > 0.018  # sections 7 and 9: 0.94, 0.022 and 0.01
+    assert share < 0.85 and rows[2].spoilt > 0.042 and damage > 0.018  # section 7: 0.94, 0.013 and 0.009
 pictures = torch.nn.functional.interpolate(mask[show], size=image.shape[2:]).expand(-1, 3, -1, -1) * 2 - 1
 md.plot.show_images(
     torch.cat([image[show], pictures.cpu(), final[show].cpu()]), columns=len(show), row_labels=["before", "disputed", "after"],
@@ -624,18 +655,19 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# The backgrounds show it plainly. In the last column the sky should become navy. The mask has found a patch around the
-# triangle, and around it the sky is kept, grey. Both sentences leave the triangle where it is, but it is there that the model's
-# two pictures differ most, and against that maximum the difference of the skies is not a quarter. In the column before, all is
-# disputed but two specks above the cross, and they come out as two pink spots: old states of a navy picture in a sand-coloured
-# one. **A mask says where a picture may change, and it is made by a model that does not know yet what the
-# change will look like.** One wrong pixel in it is put back at every step, by force.
+# The last column shows it plainly. The sky should become navy. The mask has found a patch around the triangle, and a corner,
+# and all else of the sky is kept, grey; the triangle stands in a dark stain. Both sentences leave the triangle where it is, but
+# it is there that the model's two pictures differ most, and against that maximum the difference of the skies is not a quarter.
+# **A mask says where a picture may change, and it is made by a model that does not know yet what the change will look like.**
+# One wrong pixel in it is put back at every step, by force.
 #
-# With colours and shapes the masks that we see look right. 9 and 10 were done, against 11 and 11 without the mask, which may be
-# chance. But nothing is gained either: within its patch the triangle of the second column moves up all the same. And what we
-# see can not all be laid to the mask: the walk up was refined in this section, and plain before. By section 5 its far end is
-# louder around the object. Two things were changed at once, which is one too many. To know, put ones in place of `mask`, or
-# `states` in place of `closed`.
+# With colours and shapes the masks that we see look right. 9 and 11 were done, against 10 and 12 without the mask, which may be
+# chance. But nothing is gained either: within its patch the triangle of the second column moves all the same, and loses its
+# corners. And what we see can not all be laid to the mask. The fifth column is all disputed, so there the mask forbids nothing.
+# The sky is sand, as it should be, but the cross has moved down and to the left, which it had not done in section 7. One thing
+# was different: the walk up was refined in this section, and plain before. By section 5 its far end is louder around the
+# object. Two things were changed at once, which is one too many. To know which has cost how much, put ones in place of `mask`,
+# or `states` in place of `closed`.
 #
 # ## 11. Without a way back
 #
@@ -653,6 +685,7 @@ md.plot.show_images(
 
 
 # %%
+@torch.no_grad()
 def by_difference(denoise, x0, levels, generator=None):
     """Change x0 (B, ...). denoise is asked about 2B rows: the pictures as they were, then the same as they are by now."""
     picture = x0
@@ -668,7 +701,7 @@ def by_difference(denoise, x0, levels, generator=None):
 # and the noise drops out of the difference: it is $(1 - g)(m_\text{target} - m_\text{source}) + g\,(x - x_0)$. While there is
 # much noise, $g$ is near 0, and the picture moves towards the other mean. When there is little, $g$ is near 1: the network
 # believes what it sees, and the change stands still, finished or not. **Expected:** the same words twice, nothing; narrow data,
-# nine tenths of the way; wide data, half of it. Guidance has to make up for the rest.
+# nine tenths of the way; wide data, a little more than half of it. Guidance has to make up for the rest.
 
 # %%
 def fresh():
@@ -703,7 +736,8 @@ assert_close(unmoved, z, rtol=0, atol=1e-4)
 #
 # And maps may be borrowed from the row beside it, as in section 9. When? A new colour has the old outline: borrow everywhere. A
 # new shape has not, and a new background is a matter of the whole picture: borrow nothing, and push less, so that the object is
-# left alone. **Expected:** so chosen, every kind of edit has EXPECT of 12, spoilt by less than 0.05.
+# left alone. **Expected:** so chosen, 11 of 12 are done of every kind; with colours and shapes 0.005 is spoilt or less, and
+# with backgrounds 0.055.
 
 
 # %%
@@ -734,14 +768,28 @@ chosen = {"colour": "push 3, borrow", "shape": "push 2", "background": "push 1.5
 picked = [differed[chosen[kind]][1][k] for k, kind in enumerate(KINDS)]
 print("each as chosen: ", {row.kind: f"{row.done} of {row.n}, spoilt {row.spoilt:.3f}" for row in picked})
 if LONG:
-    assert min(row.done for row in picked) >= 11 and max(row.spoilt for row in picked) < 0.05
+    assert min(row.done for row in picked) >= 10 and max(row.spoilt for row in picked) < 0.08 and picked[0].spoilt < 0.02
 md.plot.show_images(
     torch.cat([image[show], *(x[show].cpu() for x, _ in differed.values())]), columns=len(show),
     row_labels=["before", *differed], column_labels=[every[k].kind for k in show],
 )  # fmt: skip
 
 # %% [markdown]
-# PROSE11
+# 33 of 36, and section 7 did 34: no better in numbers, though it has a way of its own for each kind, where section 7 had one
+# for all. (The best single way of the three does 31.) Nor is it cheaper: it asks the network 108 times about a picture, and the
+# plain edit from start 6 asks 78 times, the way up included. Kind by kind:
+#
+# - **Colours.** With borrowed maps 11 are done, spoilt by 0.005, where the plain inversion did 10, spoilt by 0.009. Inversion
+#   with all maps borrowed, in section 9, did 11 too, with 0.003. Without borrowing, the triangle of the second column flies off
+#   to the right. With it, it stays where it was, but it has got a lump: the old outline is kept, and not everywhere.
+# - **Shapes.** 11, where inversion did 12. See the fourth column: a push of 1.5 stops half way between triangle and cross.
+# - **Backgrounds.** 11, where inversion did 12, and the object suffers: it is spoilt by 0.055, four times as much as by
+#   inversion (0.013). With borrowed maps the old sky is back, as in section 9's last column.
+#
+# What speaks for it is something else. It needs no way up, so nothing that sections 4 to 6 found wrong with one can go wrong
+# here. And told the same words twice the walk leaves the picture as it was, to the rounding. (The plain steps at the end do not
+# promise that.) Which way would we take? For a colour, by difference, with borrowed maps, which does as many as an inversion
+# that borrows, and does without the inversion. For a shape or a background, inversion, from start 6 with scale 3.
 #
 # A dozen scenes are little more than an anecdote. Two hundred of each kind, with intervals, with inversion and without, at
 # several starts and scales, chosen on other scenes than they are counted on: `python -m minidiff bench editing --model shapes`.
@@ -773,7 +821,7 @@ assert off[200, "x too clean"] < 0.5 * off[50, "x too clean"]
 # %% [markdown]
 # So in a world that is known to the last digit, the slip can not be missed. And the model, for which a level that is not true
 # is a picture with more noise in it than there is, or less? One would expect at least as much. **Expected:** nothing to be
-# seen, 0.0019 when it is right and 0.0020 or 0.0018 when it is not.
+# seen, 0.0025 when it is right and 0.0025 or 0.0024 when it is not.
 
 # %%
 same = pipe.denoiser([sources[k] for k in show], "", 1.0, md.ddim)
@@ -821,9 +869,10 @@ assert_close(ends["wrong end"], x0, rtol=0, atol=1e-9)
 # **A guided way up.** `invert(..., guidance_scale=3.5)` was a published default, and section 6 says what it costs a round
 # trip. Here is what it costs an edit.
 #
-# **A picture that is drawn before it is inverted.** The VAE gives a Gaussian of latents. `encode` draws from it, as training
-# wants; `encode(sample=False)` takes the mean. Drawn, the same edit differs from day to day, by noise that nobody asked for.
-# **Expected:** not by a little. Two edits of the same picture differ by 0.06, and the objects have moved.
+# **A picture that is drawn before it is inverted.** The VAE gives a Gaussian of latents. `encode` draws from it, as the
+# training of latent diffusion does; `encode(sample=False)` takes the mean. Drawn, the same edit differs from day to day, by
+# noise that nobody asked for. **Expected:** not by a little. Two edits of the same picture differ by 0.05, and the objects have
+# moved.
 
 # %%
 kept = [states[-1 - start].x[show]]
@@ -841,11 +890,13 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# In the third row the guided way up makes a star where a triangle should be, and yellow where purple or red was asked for: the
-# noise that lacks what the source says, as in section 6. In the last two rows most of the objects have flown off, to another
-# place every day, and one has become two. It is section 2's formula once more, $\text{noise} = (x_0 - m)/s$: in a direction in
-# which pictures hardly vary, a small deviation is divided by a small $s$, and becomes much noise, at random. That is our
-# reading. What is sure is the cure, a single parameter: `sample=False`.
+# In the third row the guided way up makes a star of the first cross, lets the other star grow, and reddens the orange of the
+# fourth column; in the last one the triangle is gone: the noise that lacks what the source says, as in section 6. (The fifth
+# sky is paler than sand in all four rows of edits, the right one among them: section 8's overshoot, we take it, for this is a
+# scale of 3 away from the source.) In the last two rows the objects have flown off, to another place every day, and one has
+# become two. It is section 2's formula once more, $\text{noise} = (x_0 - m)/s$: in a direction in which pictures hardly vary, a
+# small deviation is divided by a small $s$, and becomes much noise, at random. That is our reading. What is sure is the cure, a
+# single parameter: `sample=False`.
 #
 # ## 13. What we left out
 #
