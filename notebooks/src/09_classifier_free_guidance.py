@@ -3,11 +3,12 @@
 #
 # **How do you make a model take its prompt seriously?**
 #
-# A model that was trained with words listens to them, more or less. Ask ours for "a red circle and a blue star", and it draws
-# two things, often the right ones. This chapter turns "often" into "nine times in ten" without training anything: it asks
-# the network twice, with the words and without, and walks *past* the answer, away from what would have come anyway. One
-# line of arithmetic does it. It is in every image model that you have heard of, and it has a price. We derive the line,
-# see on exact distributions what it does to them, and then measure gain and price on a real text-to-image model.
+# A model that was trained with words listens to them, more or less. This chapter makes it listen more without training
+# anything: it asks the network twice, with the words and without, and walks *past* the answer, away from what would have
+# come anyway. One line of arithmetic does it. It is in every image model that you have heard of, and it has a price. We
+# derive the line, see on exact distributions what it does to them, and then measure gain and price on a real text-to-image
+# model. That one is a good listener by itself: ask it for "a red circle and a blue star", and it nearly always draws them. So
+# there is little for it to gain, and the price is easier to see.
 #
 # You need conditioning and the null class (chapter 08), the step of DDIM (06), and the score (02). The model is our own small
 # Stable Diffusion, which comes with minidiff: nothing is trained here but two toys, and nothing is downloaded.
@@ -82,7 +83,7 @@ def obeyed(asked, images):
 
 # %% [markdown]
 # Plain conditional drawing, and what a person would try next: louder. Words are vectors here, so let us
-# make them twice as long, and four times. **Expected:** plain, four in five obey; twice as loud, no more than that; at four
+# make them twice as long, and four times. **Expected:** plain, nearly all obey; twice as loud, about five in six; at four
 # times, next to none.
 
 # %%
@@ -93,17 +94,18 @@ for factor in (1, 2, 4):
     loud[factor] = draw(md.denoiser(pipe.ask(), pipe.predicts, context=factor * context), noise[:ASKED])
     print(f"words times {factor}: {obeyed(asked, loud[factor]):.0%} obeyed")
 if LONG:
-    assert 0.62 < obeyed(asked, loud[1]) < 0.88 and obeyed(asked, loud[4]) < 0.15
-    assert obeyed(asked, loud[2]) < obeyed(asked, loud[1]) + 0.06
+    assert obeyed(asked, loud[1]) > 0.86 and obeyed(asked, loud[4]) < 0.15
+    assert 0.65 < obeyed(asked, loud[2]) < obeyed(asked, loud[1]) - 0.04
 md.plot.show_images(
     torch.cat([images[:SHOWN] for images in loud.values()]), columns=SHOWN, row_labels=[f"words × {factor}" for factor in loud],
     title=" · ".join(texts[:2]) + " · …",
 )  # fmt: skip
 
 # %% [markdown]
-# Nobody trained the network on loud words, so it has no idea what they mean. Twice as loud gives other pictures, and what one
-# gains another loses: in the second the cross grows into the star, in the last there are two crosses. At four times, objects
-# melt. We need to know in which *direction* "more like the prompt" lies. For that we go to a place where everything is known.
+# Nobody trained the network on loud words, so it has no idea what they mean. Twice as loud gives other pictures, and worse
+# ones: in the first there are two circles, in the second the cross is smeared, in the last the star has all but gone. At four
+# times, objects melt. We need to know in which *direction* "more like the prompt" lies. For that we go to a place where
+# everything is known.
 #
 # ## 2. A world with all the answers
 #
@@ -476,8 +478,8 @@ assert_close(ours, theirs.clamp(-1, 1).cpu(), atol=1e-2, rtol=0)
 # leaves much open, "a circle", drawn from two dozen noises. The oracle reads colour, size, background and ninth of the
 # frame of every circle, and we count how many *different* ones there are. A picture without a circle counts for none.
 #
-# **Expected:** at scale 0 the prompt is obeyed in no picture; plain, in four of five; at 2 and 4 in more than nine of ten.
-# What will 10 do, and will variety fall as fast as in section 5? Guess before you look.
+# **Expected:** at scale 0 the prompt is obeyed in no picture; plain, and at 2 and 4, in more than nine of ten. What will
+# 10 do, and will variety fall as fast as in section 5? Guess before you look.
 
 
 # %%
@@ -501,23 +503,26 @@ md.plot.show_images(
 )  # fmt: skip
 
 # %% [markdown]
-# The gain is as promised. The price is not where we looked for it. **Obedience itself falls**: 94 % at scale 4, 83 % at 7.5,
-# which is hardly better than plain, and 62 % at 10. Look down the columns: sides cave in, an orange triangle turns yellow, a
-# second cross appears. The prompt is not ignored but overdone, until the oracle no longer recognises what was asked for.
-# (Stable Diffusion is used at 7.5. The best scale belongs to a model, and has to be measured.)
+# The gain is small, for there was little left to gain: of 48 pictures 46 obey plainly, 48 at scale 2 and 47 at 4, and two
+# pictures may be chance. (An earlier state of these weights, trained for less, had 38 plainly, 44 at scale 2 and 45 at 4.
+# Who listens badly gains more.) The price is not where we looked for it. **Obedience itself falls**: 92 % at 7.5, and 67 % at
+# 10. Look down the columns: sides cave in, an orange triangle turns yellow, objects that stood apart touch. The prompt is not
+# ignored but overdone, until the oracle no longer recognises what was asked for. (Stable Diffusion is used at 7.5. The best
+# scale belongs to a model, and has to be measured.)
 #
-# Variety holds up to scale 4, where all 24 circles are different, and then falls, to 18 at 10. That is far less than in
-# section 5, and part of it may be the same harm as above: a circle that has grown corners counts for none. It is no
-# contradiction. There are many more kinds of circle than pictures here, so the count notices only a collapse, and within one
-# kind, say "large, red, top left", everything may shrink unseen. A coarse measure is a weak witness.
+# Variety does not fall at all, as far as this count can see: 22 to 25 at every scale from 1 on. (25 of 24? We count circles,
+# and some picture has two.) In section 5 the spread fell at once. It is no contradiction. There are many more kinds of circle
+# than pictures here, so the count notices only a collapse, and within one kind, say "large, red, top left", everything may
+# shrink unseen. A coarse measure is a weak witness.
 
 # %%
 marks = {scale: obeyed(asked, sweep[scale]) for scale in scales}
 kinds_of = {scale: variety(open_ended[scale]) for scale in scales}
 if LONG:
-    assert marks[0.0] < 0.1 and max(marks[2.0], marks[4.0]) > max(0.82, marks[1.0] + 0.08)
+    assert marks[0.0] < 0.1 and min(marks[1.0], marks[2.0], marks[4.0]) > 0.86
+    assert max(marks[2.0], marks[4.0]) > marks[1.0] - 0.03  # a gain of two pictures of 48 may be chance; no loss
     assert marks[10.0] < max(marks[2.0], marks[4.0]) - 0.16  # too much of it
-    assert 12 < kinds_of[10.0] < kinds_of[1.0] - 1  # less variety, but no collapse
+    assert min(kinds_of[scale] for scale in scales[1:]) > max(17, kinds_of[0.0] + 5)  # no collapse
 md.plot.show_curves(
     {"obeyed": (scales, [marks[scale] for scale in scales]),
      "different circles, share": (scales, [kinds_of[scale] / AGAIN for scale in scales])},
@@ -535,7 +540,7 @@ md.plot.show_curves(
 #
 # The second form says what that is: guidance towards $y$ with weight $s$ and away from $n$ with weight $s - 1$. So at
 # scale 1 a negative prompt does nothing at all. "a circle" leaves the background open. We do not want a white one.
-# **Expected:** one in twelve is white without, none with; and at scale 1 the pictures are the same.
+# **Expected:** one in eight is white without, none with; and at scale 1 the pictures are the same.
 
 # %%
 NOT = "a white background with a circle"
@@ -558,8 +563,9 @@ md.plot.show_images(torch.cat([without[:SHOWN], away[:SHOWN]]), columns=SHOWN, r
 # %% [markdown]
 # White is gone (it was rare before: none of the eight that are shown). But see what else went: the grey and the cream ground
 # as well. "Away from white" is a direction, not a filter, and here it leads to the dark. And our negative prompt speaks of a
-# circle too, so the walk leads away from circles as well, which may be why some are now nearly squares, and why there are two
-# of them where one was asked for. Name in a negative prompt only what you do not want.
+# circle too, so the walk leads away from circles as well, which may be why some are now blurred and not quite round, and why
+# there are two of them where one was asked for. Why five pictures of the eight have a green one, where one had it before, we
+# do not know. Name in a negative prompt only what you do not want.
 #
 # ## 8. Several prompts, each with its weight
 #
@@ -597,7 +603,7 @@ def several(prompts, scales):
 # %% [markdown]
 # First the two identities: one prompt is `classifier_free`, and a negative prompt is a second one of weight $-(s-1)$.
 # Then a composition: half of the wish in each of two prompts. **Expected:** each prompt alone leaves the other
-# half to chance, and fewer than half of the pictures have both; together, nearly all.
+# half to chance, and fewer than half of the pictures have both; together, all or nearly all.
 
 # %%
 x, level = noise[:AGAIN], pipe.schedule.at(800.0)
@@ -629,9 +635,9 @@ if LONG:
 md.plot.show_images(torch.cat([images[:SHOWN] for images in stars.values()]), columns=SHOWN, row_labels=list(stars))
 
 # %% [markdown]
-# See the second row: asked for a star on black and for no colour, the model draws red, orange, yellow and pink, and not one of
-# the eight stars is blue or green. We do not know why. In the last row no ground is black, but some stars turn pink, and one
-# picture has two of them: a weight of −3 has its price as well.
+# See the first two rows: asked for a red star, the model chooses the ground, three of the eight are black; asked for a star on
+# black, it chooses the colour, and two of eight are red. In the last row no ground is black, but on white the stars turn
+# pinkish, one picture has two of them, and in another the star is a small red spot: a weight of −3 has its price as well.
 #
 # ## 9. Too much contrast, taken back
 #
@@ -663,8 +669,9 @@ def rescaled(strong, plain, share=0.7):
 
 
 # %% [markdown]
-# In latents, where the walk takes place, we measure the spread within a picture. **Expected:** at scale 10 it is above that of
-# the plain pictures, and `rescaled` with a share of 0.7 takes that back. Does obedience come back with it? **Expected:** no.
+# In latents, where the walk takes place, we measure the spread within a picture. **Expected:** at scale 10 it is hardly above
+# that of the plain pictures, and `rescaled` with a share of 0.7 takes more than that back. Does obedience come back with it?
+# **Expected:** no.
 
 
 # %%
@@ -689,10 +696,10 @@ if LONG:
 md.plot.show_images(torch.cat([images[:SHOWN] for images in rows.values()]), columns=SHOWN, row_labels=list(rows))
 
 # %% [markdown]
-# The excess is less than 2 % here, 0.974 against 0.959, and `rescaled` takes back more than that, to 0.948. (It compares with
-# the plain answer at the points of *this* walk, which are not those of the plain walk, so nothing promises 0.959.) Obedience
-# stays where it was, but for two pictures of 48, and far below that of scale 4. One ground even turned grey, and the first
-# picture has a second cross. One number for a whole picture cannot straighten a side or turn yellow into orange again: what
+# The excess is less than 1 % here, 0.960 against 0.954, and `rescaled` takes back more than that, to 0.936. (It compares with
+# the plain answer at the points of *this* walk, which are not those of the plain walk, so nothing promises 0.954.) Obedience
+# stays where it was, but for one picture of 48, and far below that of scale 4. Two grounds even turned a flat grey, and an
+# orange heart turned red. One number for a whole picture cannot straighten a side or turn yellow into orange again: what
 # scale 10 spoils in this model is not contrast.
 #
 # ## 10. Only where it helps
@@ -729,9 +736,9 @@ assert judged(some)[0] > 0.98 and judged(some)[2] <= judged(clouds[8])[2]
 # Then the model, at scale 7.5. A walk of our schedule spends its steps mostly at high noise, so the bounds are high as well.
 # Leaving out the clean end, $\sigma < 0.7$, saves a fifth of the questions. (So it is counted below, for the library's version,
 # which asks once at scale 1; ours asks twice and weighs one answer with 0.) Our first guess was that this changes hardly
-# anything, and that leaving out the noisy end gives variety back. The first was wrong, and the second cannot be seen here.
-# **Expected:** without the clean end, well over nine in ten obey, where guidance everywhere had eight; without the noisy end,
-# the gain in obedience is smaller, and in variety it is one circle.
+# anything, and that leaving out the noisy end gives variety back. **Expected:** by the counts the first guess is right, and
+# the second cannot be seen: about nine in ten obey in all three, and one circle more or less is different. Then look at the
+# pictures. How do the circles of the second row differ from those above and below?
 
 # %%
 bounds = {"everywhere": (0.0, 1.0), "σ ≥ 0.7": (0.7, 1.0), "σ ≤ 0.9": (0.0, 0.901)}
@@ -745,17 +752,18 @@ for name, (hard, free) in limited.items():
     cost = 1 + sum(low <= sigma <= high for sigma in sigmas) / STEPS
     print(f"{name:10}: {obeyed(asked, hard):.0%} obeyed, {variety(free)} different circles, {cost:.1f} questions a step")
 if LONG:
-    assert obeyed(asked, limited["σ ≥ 0.7"][0]) > marks[7.5] + 0.06
+    assert obeyed(asked, limited["σ ≥ 0.7"][0]) > max(0.86, marks[7.5] - 0.05)  # a fifth of the questions saved, nothing lost
     assert obeyed(asked, limited["σ ≤ 0.9"][0]) <= obeyed(asked, limited["σ ≥ 0.7"][0])
-    assert abs(variety(limited["σ ≤ 0.9"][1]) - kinds_of[7.5]) <= 3  # of 24: chance
+    assert max(abs(variety(free) - kinds_of[7.5]) for _, free in limited.values()) <= 4  # of 24: chance
 md.plot.show_images(torch.cat([free[:SHOWN] for _, free in limited.values()]), columns=SHOWN, row_labels=list(limited))
 
 # %% [markdown]
-# That is the surprise of this chapter. With guidance off below $\sigma = 0.7$, scale 7.5 obeys as well as scales 2 and 4, and
-# asks less. So what section 6 showed, sides that cave in and colours that drift, is mostly done at the clean end, where the
-# objects are already chosen and the push can only overdo them. See the first circle: it is round again. There are three more
-# different ones, too, but three of 24 may be chance, and so may what the other end gains, one circle, and three
-# pictures of 48 that obey. Where the interval lies depends on model and schedule; that there is one is worth a try everywhere.
+# That is the surprise of this chapter. In the first row the circles have flat sides and corners. With guidance off below
+# $\sigma = 0.7$ they are round again, or nearly, in the same places and colours; with guidance on there and off at the noisy
+# end, they are as bent as before. So the sides that caved in, in section 6, are mostly bent at the clean end, where the objects
+# are already chosen and the push can only overdo them. And it asks less. The counts are too blunt for this: 44, 46 and 42
+# pictures of 48 obey, and such differences may be chance. (With the earlier state of section 6 it was 40, 46 and 43.) Where the
+# interval lies depends on model and schedule; that there is one is worth a try everywhere.
 #
 # Both compose: `between(rescaled(strong, plain), plain, 0.3, 0.9)` is a denoiser too, and no sampler learns of it.
 #
@@ -815,7 +823,7 @@ for name, images in damage.items():
 md.plot.show_images(torch.cat([images[:SHOWN] for images in damage.values()]), columns=SHOWN, row_labels=list(damage))
 
 # %% [markdown]
-# The other three lose nothing that can be counted: 90, 96 and 98 % against 94 %, and of 48 pictures a few more or fewer are
+# The other three lose nothing that can be counted: 98, 98 and 96 % against 98 %, and of 48 pictures a few more or fewer are
 # chance. They are the dangerous ones, for no count of obedience finds them. One has a reason that we can prove: the forgotten
 # $\hat\epsilon$ is **never read**. DPM-Solver++ 2M takes $\hat x_0$ and the point, and works out the noise by itself. The cell
 # below holds it to that: the forgetful and the right version draw the same pictures. DDIM reads both, so the bug waits for

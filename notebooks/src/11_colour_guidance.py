@@ -20,7 +20,7 @@
 # >
 # > Worth asking before the cell is run: *if I descend the loss on the finished picture, what is left of the picture?*
 # > (section 1) · *in pure noise, how much does the guess of x0 change when x_t does?* (section 3; the votes will be far
-# > apart, and the formulas in use span four powers of ten) · *the loss is down by a factor of forty: what is on the picture?*
+# > apart, and the formulas in use span four powers of ten) · *the loss is down by more than thirty: what is on the picture?*
 # > (section 6, before the pictures are shown) · *in the bug of section 10 the loss is lower than in the right program: what
 # > would you look at to find it?*
 
@@ -404,13 +404,12 @@ with torch.no_grad():
         assert abs(slope - by_difference) < 1e-3 * abs(by_difference)
 
 # %% [markdown]
-# Then the curve that every tutorial on guidance prints: the loss of the model's belief, step by step. A well-known one
-# guides a model of paintings to $(0.9, 0.9, 0.9)$ in 40 steps, and prints at steps 0, 10, 20, 30 (its scale of 40
-# taken out) 0.747, 0.095, 0.087, 0.089: a fall by eight, a floor, and a slight rise at the end. **Expected of ours: it
-# falls more slowly, by four at step 10 and by eight soon after step 20, but it goes on, and at the end of the 40 steps it has
-# fallen by about forty, from 1.14 to 0.03, below the tutorial's floor; without guidance there is no fall at all.** The first
-# number is that of pure noise, where the model believes in the mean of all latents, and what a mean of latents shows is
-# nothing in particular.
+# Then the curve that every tutorial on guidance prints: the loss of the model's belief, step by step. A well-known one guides a
+# model of paintings to $(0.9, 0.9, 0.9)$ in 40 steps, and prints at steps 0, 10, 20, 30 (its scale of 40 taken out) 0.747,
+# 0.095, 0.087, 0.089: a fall by eight, a floor, and a slight rise at the end. **Expected of ours: it falls more slowly, by
+# nearly four at step 10 and by eight at step 20, but it goes on, and at the end of the 40 steps it has fallen by more than
+# thirty, from 1.10 to 0.03, below the tutorial's floor; without guidance there is no fall at all.** The first number is that of
+# pure noise, where the model believes in the mean of all latents, and what a mean of latents shows is nothing in particular.
 
 # %%
 for name, row in curves.items():
@@ -419,7 +418,7 @@ fall = curves[after][0] / curves[after][-1]
 print(f"guided, the loss falls by a factor of {fall:.1f}; without, by {curves[before][0] / curves[before][-1]:.2f}")
 assert fall > 2
 if LONG:
-    assert curves[after][0] / curves[after][10] > 2 and fall >= 8  # 4.2 and 41; the tutorial's falls by eight
+    assert curves[after][0] / curves[after][10] > 2 and fall >= 8  # 3.6 and 36; the tutorial's falls by eight
     assert 0.8 < curves[before][0] / curves[before][-1] < 1.2
 published = {"a tutorial's": ([0, 10, 20, 30], [29.8857 / 40, 3.8002 / 40, 3.4819 / 40, 3.5615 / 40])}
 md.plot.show_curves({name: (range(STEPS), row) for name, row in curves.items()} | published, xlabel="step",
@@ -429,20 +428,19 @@ md.plot.show_curves({name: (range(STEPS), row) for name, row in curves.items()} 
 md.plot.show_images(torch.cat([free[:8], white[:8]]).cpu(), rows=2, row_labels=["asked for nothing", "guided to white"])
 
 # %% [markdown]
-# The same noises, above and below. The network was never told of white. It was told, forty times, that its belief was
-# off, and it found the white ground, which it knows. But look again: on two of the eight shown something is left, a yellow
-# cross and a pale pink blob. On the other six there is nothing, save faint pink traces. The curve ends lower than the
-# tutorial's, and most of the drawings are blank paper. We had expected something small or pale on each; what we got is nearly
-# section 1 once more. A white ground is the model's own, so this is a kinder failure than a can of paint. It is a failure all
-# the same, and *no curve of a loss shows it*.
+# The same noises, above and below. The network was never told of white. It was told, forty times, that its belief was off, and
+# it found the white ground, which it knows. But look again: on two of the eight shown something is left, a pink blob and a pale
+# pink star. On the other six there is nothing. The curve ends lower than the tutorial's, and most of the drawings are blank
+# paper. We had expected something small or pale on each; what we got is nearly section 1 once more. A white ground is the
+# model's own, so this is a kinder failure than a can of paint. It is a failure all the same, and *no curve of a loss shows it*.
 #
 # ## 7. Too little, too much
 #
 # Turn the knob from nothing to far too much and count two things: the loss, and the share of drawings in which the oracle,
 # `md.data.read_shapes`, finds any object at all. It reads geometry and refuses what is no picture of ours. **Expected: up to
-# 300 the loss falls by less than a quarter, and nearly all drawings can be read; at 1000, where a little more than half of the
-# loss is left, it is half of them; at 2000, where the loss has fallen by five, 2 of 16; from 3000 on, where it is lower
-# than after repainting, none.**
+# 300 the loss falls by less than a quarter, and nearly all drawings can be read; at 1000, where three fifths of the loss are
+# left, it is 11 of 16; at 2000, where the loss has fallen by more than four, 5; from 3000 on, where it is lower than after
+# repainting, 2 and then none.**
 
 # %%
 swept, readable, strip = [], [], []
@@ -454,8 +452,8 @@ for scale in SCALES:
     print(f"scale {scale:6}: loss {swept[-1]:.3f}, something to be read in {readable[-1]:.0%}")
 assert swept[1] < swept[0]
 if LONG:
-    assert swept[2] > 0.6 * swept[0] and swept[4] < 0.4 * swept[0] and swept[-1] < 0.02 * swept[0]  # 0.78, 0.20, 0.002
-    assert readable[0] > 0.7 and readable[2] > 0.7 and readable[4] < 0.5 and readable[-1] < 0.2  # 15, 16, 2 and 0 of 16
+    assert swept[2] > 0.6 * swept[0] and swept[4] < 0.4 * swept[0] and swept[-1] < 0.02 * swept[0]  # 0.78, 0.22, 0.002
+    assert readable[0] > 0.7 and readable[2] > 0.7 and readable[4] < 0.5 and readable[-1] < 0.2  # 16, 16, 5 and 0 of 16
 md.plot.show_images(torch.cat(strip).cpu(), columns=min(6, PICTURES), row_labels=[f"scale {scale}" for scale in SCALES])
 
 # %%
@@ -465,22 +463,21 @@ md.plot.show_curves({"loss": (steps, swept), "share with something to be read": 
 
 # %% [markdown]
 # At the left the model does as it likes; at the right the wish does. Follow a column down. Grounds do not fade from black to
-# white, as they did under repainting: they change to a lighter one that the model knows, black to dark blue, blue to
-# grey or cream, and in the end to white. So it does keep to its pictures for a while. Then, between 300 and 2000, it gives
-# way: the loss falls to a quarter, and of 16 drawings that could be read 2 are left. There is no plateau on which a scale
-# would be safe, and with this loss, past the network, we found none that has both, a loss down by five and most drawings
-# whole. A wish for *all* pixels to be white is a wish against objects, and the model can grant it only without them. So:
-# sweep the scale on few steps and few pictures, look, choose; and count something else beside the loss.
+# white, as they did under repainting: they change to a lighter one that the model knows, black to dark blue, blue to grey or
+# cream, and in the end to white. So it does keep to its pictures for a while. Then, between 300 and 2000, it gives way: the
+# loss falls to little more than a quarter, and of 16 drawings that could be read 5 are left. There is no plateau on which a
+# scale would be safe, and with this loss, past the network, we found none that has both, a loss down by four and most drawings
+# whole. A wish for *all* pixels to be white is a wish against objects, and the model can grant it only without them. So: sweep
+# the scale on few steps and few pictures, look, choose; and count something else beside the loss.
 #
 # ## 8. Through the network
 #
 # Tweedie's formula promised more for the dear way: the network knows in which directions its belief may still move. The
 # price is a backward pass through the U-Net, and its memory. On a flow there is one catch: the walk begins at $\alpha = 0$,
 # where $x_t$ says nothing of $x_0$ and no slope goes through. `md.between` leaves that level to the plain denoiser.
-# **Expected: four to five times the time of a plain walk, but about as much as the cheap way, for the decoder costs more than
-# so small a U-Net, and a clock that others share does not show the rest. With a scale of 20, not of 3000, the loss falls to
-# less than a fifth, and 9 of 16 drawings can still be read. No cheap scale did both: 2000 left about the same loss and had 2,
-# 1000 had 8 and left three times that loss.**
+# **Expected: five times the time of a plain walk or more, but not far from that of the cheap way, for the decoder costs more
+# than so small a U-Net. With a scale of 20, not of 3000, the loss falls to about a quarter, and 13 of 16 drawings can still be
+# read. No cheap scale did both: 2000 left nearly the same loss and had 5, 1000 had 11 and left more than twice that loss.**
 
 # %%
 strong = md.guided(anything, light, 20, through_net=True)
@@ -495,8 +492,8 @@ for name, denoise in (("plain", anything), ("cheap", guided(anything, light, SCA
 if LONG:
     assert seconds["through the network"] > 2 * seconds["plain"]
     assert wish(made["through the network"]) < wish(made["plain"]) / 3
-    assert wish(made["through the network"]) / PICTURES < 0.6 * swept[3]  # 0.21 and 0.66
-    assert found > max(0.3, readable[4])  # found: the last row's, 9 of 16; and 2
+    assert wish(made["through the network"]) / PICTURES < 0.6 * swept[3]  # 0.29 and 0.68
+    assert found > max(0.3, readable[4])  # found: the last row's, 13 of 16; and 5
 try:
     strong(noise, pipe.recipe.levels(SHORT, md.ddim)[0])
 except ValueError as error:
@@ -505,9 +502,9 @@ md.plot.show_images(torch.cat([x[:8] for x in made.values()]).cpu(), rows=3, row
 
 # %% [markdown]
 # This is what we had hoped to see in section 6: white grounds with something on them. Tweedie's formula says why it may be
-# so: where the model still wavered it was moved, and where it had decided it was left alone. Not
-# all is well: of the eight shown one is blank, three are cream and one is dark blue. The factor of five is not the cheap
-# way's 300, and that is its merit. (One scale, sixteen noises: enough for 9 against 2 at the same loss, not for a law.)
+# so: where the model still wavered it was moved, and where it had decided it was left alone. Not all is well: of the eight
+# shown none is blank, but three are cream and one is dark blue. The factor of four is not the cheap way's 200, and that is its
+# merit. (One scale, sixteen noises: enough for 13 against 5 at nearly the same loss, not for a law.)
 #
 # ## 9. A wish with a vocabulary
 #
@@ -569,10 +566,9 @@ md.plot.show_images(both, rows=2, titles=titles + ["w"] * 6)
 # The lower row is $w$, the upper's titles are the colours with the lowest loss: those that the oracle reads.
 #
 # Now the model, and one judge for all: a drawing obeys if the oracle finds objects in it and all of them are red. Three ways
-# to ask. **Expected: with nothing asked, 1 drawing of 16 obeys; with `color_loss` 9, with `palette_loss` 10, as good as equal.
-# The difference is in the price. `color_loss` of red is about every pixel: as the model knows no red ground, objects swell to
-# nearly twice their area, and grounds change. With `palette_loss` objects grow by a third; grounds move too, but by less than
-# half as much.**
+# to ask. **Expected: with nothing asked, 3 drawings of 16 obey; with `color_loss` 9, with `palette_loss` 15. And the one that
+# gives more costs less. `color_loss` of red is about every pixel: as the model knows no red ground, objects swell to twice
+# their area, and grounds change. With `palette_loss` objects grow by half; grounds move too, but by less than half as much.**
 
 
 # %%
@@ -597,26 +593,27 @@ for name, x in turned.items():
     ground[name] = moved
     print(f"{name:18} {share[name]:.0%} obey, the ground moved by {moved:.3f}, objects have {swollen:.0%} of their size")
 if LONG:
-    assert share["asked for nothing"] < 0.25 and share["palette_loss"] > 0.35  # 1 and 10 of 16
+    assert share["asked for nothing"] < 0.35 and share["palette_loss"] > max(0.6, share["color_loss"])  # 3, 15 and 9 of 16
     assert ground["palette_loss"] < 0.75 * ground["color_loss"] and swollen < 1.7  # swollen: the last row's
 md.plot.show_images(torch.cat([x[:8] for x in turned.values()]).cpu(), rows=3, row_labels=list(turned))
 
 # %% [markdown]
-# Three things are not as we had guessed. With the cruder loss as many obey as with the finer one; we take it that it pushes
-# every pixel to red, and that of all pixels an object's can most easily follow. A count of what obeys does not tell the two
-# apart; a look at the rest of the picture does.
+# Three things are not as we had guessed. The cruder loss knows nothing of objects, and yet with it more than half obey; we
+# take it that it pushes every pixel to red, and that of all pixels an object's can most easily follow. (With an earlier state
+# of these weights it was 9 against 10 of 16, so do not take the gap of 9 against 15 for a law.) A look tells the two apart
+# better than the count: in the middle row two objects have grown into shapes that no scene shows.
 #
-# Then, `palette_loss` says nothing of the ground, and we took it that grounds would stay. The eight shown do; but over all
-# sixteen they moved by 0.31, of a range of 2, so some of the others did not, and on the sheet below many do not. Why, we have
-# not found out. One candidate: $w$ is read off the belief, and in heavy noise the belief is a fog, in which ground and object
-# are not yet told apart.
+# Then, `palette_loss` says nothing of the ground, and we took it that grounds would stay. Six of the eight shown do, one goes
+# from dark blue to black and one from black to dark blue; over all sixteen they moved by 0.32, of a range of 2, and on the
+# sheet below nearly half of them have changed. Why, we have not found out. One candidate: $w$ is read off the belief, and in
+# heavy noise the belief is a fog, in which ground and object are not yet told apart.
 #
 # And compare the first row with the last. What is drawn mostly stands where something stood before, but often it has another
-# shape, and in four of the eight columns an object is *gone*: a blue triangle, the yellow cross, a green cross, and another
-# blue triangle. It was not painted red; it was left out. No gradient passes through $w$, so nothing in the loss asks for
+# shape, and in three of the eight columns an object is *gone*: a green star, another green star with a green circle, and the
+# blue triangle. They were not painted red; they were left out. No gradient passes through $w$, so nothing in the loss asks for
 # that. But a mean over objects is content with a picture of fewer objects, and the model knows many of those.
 #
-# Every colour of the palette can be asked for, with no word of it spoken. **Expected: some 70 % obey, over all colours; of
+# Every colour of the palette can be asked for, with no word of it spoken. **Expected: some 80 % obey, over all colours; of
 # every colour more than half.**
 
 # %%
@@ -627,15 +624,16 @@ for colour in PALETTE:
     sheet.append(x[:6])
 print({colour: f"{value:.0%}" for colour, value in obeyed.items()}, f"mean {sum(obeyed.values()) / len(obeyed):.0%}")
 if LONG:
-    assert sum(obeyed.values()) / len(obeyed) > 0.5 and min(obeyed.values()) > 0.3  # 73 %; the least: 10 of 16
+    assert sum(obeyed.values()) / len(obeyed) > 0.6 and min(obeyed.values()) > 0.3  # 80 %; the least: 10 of 16
 md.plot.show_images(torch.cat(sheet).cpu(), columns=min(6, PICTURES), row_labels=list(PALETTE))
 
 # %% [markdown]
-# Read the rows for what went wrong in the others. Some drawings keep a second object in another colour (a blue square beside
-# the cyan star), some stop at a neighbour (red for orange), and two of those shown, one asked for yellow and one for green,
-# are empty: where no object is, nothing is the wrong colour, and the loss is 0. The oracle does not count them as obedience.
-# Whether one colour is truly harder than another, 10 to 13 of 16, cannot be said from sixteen drawings. And compare the
-# grounds with those of the first row of the picture before: where it was black it is often dark blue now, or grey.
+# Read the rows for what went wrong in the others. Some drawings keep a second object in another colour (a green star beside the
+# yellow heart), some stop at a neighbour (red for orange), and five of those shown, one asked for yellow, two for green and two
+# for pink, are empty or as good as empty: where no object is, nothing is the wrong colour, and the loss is 0. The oracle does
+# not count them as obedience. Whether one colour is truly harder than another, 10 to 15 of 16, cannot be said from sixteen
+# drawings. And compare the grounds with those of the first row of the picture before: where it was black it is often dark blue
+# now, or grey.
 #
 # ## 10. Find the bug
 #
