@@ -16,6 +16,7 @@
 # > this work without any network?* (section 10).
 
 # %%
+import math
 import os
 from itertools import pairwise
 
@@ -56,9 +57,9 @@ md.plot.show_images(drawn, title=sentence)
 # Write your own sentence. The model knows the words of `md.data.WORDS`, and says so if it meets another. Is the picture
 # right? Nobody needs to look: `md.data.read_shapes` reads from the pixels what is there, without a network. So we can ask for
 # many things and count: eight kinds of sentence, about colours, numbers, places, and the last two kinds with pairs of colour
-# and shape that no training picture showed. **Expected:** at least 85 % obeyed. (With this seed it is all 32, and that does
-# not make the model perfect: of many more such questions it fails about one in twenty, so says `docs/results.md`. 32
-# questions are few, and chapter 21 says how few.)
+# and shape that no training picture showed. **Expected:** at least 85 % obeyed. (With this seed it is 30 of 32. Of
+# many more such questions the model fails about one in thirty, so says `docs/results.md`: 32 questions are few, and chapter 21
+# says how few.)
 
 # %%
 questions = alignment.questions(EACH, seed=SEED)
@@ -102,8 +103,8 @@ md.plot.show_images(torch.cat(noisy), titles=[f"t = {t}" for t in ts])
 # A **denoiser** looks at $x_t$ and says what it believes: the picture $x_0$ and the noise $\epsilon$ that it was made of. It is
 # all that a network learns. (This one does not look at pixels but at a compressed picture, a *latent*: `encode` makes it,
 # `decode` shows it, chapter 13.) In pure noise it has only the sentence, and answers with the mean of all that it may become.
-# **Expected:** the two beliefs always add up to $x_t$, and from $t = 1000$ to 250 the error of $x_0$ falls tenfold or more.
-# (Most of that fall comes before $t = 750$, where the eye finds nothing in the upper row yet.)
+# **Expected:** the two beliefs always add up to $x_t$, and from $t = 1000$ to 250 the error of $x_0$ falls a
+# hundredfold. (Most of that fall comes before $t = 750$, where the eye finds nothing in the upper row yet.)
 
 # %%
 for net in (pipe.unet, pipe.vae, pipe.text_encoder):
@@ -119,7 +120,7 @@ for xt, belief, t in zip(noisy, beliefs, ts, strict=True):
 errors = [(belief.x0 - z).square().mean().item() for belief in beliefs]
 print({t: round(error, 3) for t, error in zip(ts, errors, strict=True)})
 if LONG:
-    assert errors[0] > 10 * errors[-1]
+    assert errors[0] > 40 * errors[-1] and errors[0] > 10 * errors[3]
 rows = torch.cat([*noisy, *(belief.x0 for belief in beliefs)])
 md.plot.show_images(pipe.decode(rows), row_labels=["$x_t$", "believed"], column_labels=[f"t = {t}" for t in ts])
 
@@ -159,8 +160,8 @@ md.plot.show_trajectory([state._replace(x=pipe.decode(state.x), x0=pipe.decode(s
 #
 # That is the whole of diffusion; what follows are compositions of the four words. Ask the network twice, with the sentence and
 # without, and overshoot: `without + scale * (with - without)`. It is still a denoiser, and the sampler never learns of it
-# (chapter 09). Below, four noises at four scales: 0 is deaf, 1 is plain. **Expected:** of the questions of section 1, no more
-# obeyed at scale 1 than at 3.
+# (chapter 09). Below, four noises at four scales: 0 is deaf, 1 is plain. **Expected:** of the questions of section 1,
+# nearly all obeyed at scale 1 already: this model needs it less than most.
 
 # %%
 scales = (0, 1, 3, 10)
@@ -169,14 +170,14 @@ drawn = [pipe([sentence] * 4, guidance_scale=scale, latents=same, **how) for sca
 _, plain = ask(scale=1)
 print(f"obeyed at scale 1: {sum(plain)} of {len(plain)}; at scale 3: {sum(right)}")
 if LONG:
-    assert sum(plain) <= sum(right)
+    assert min(sum(plain), sum(right)) >= 0.85 * len(plain)
 md.plot.show_images(torch.cat(drawn), row_labels=[f"scale {scale}" for scale in scales], columns=4)
 
 # %% [markdown]
-# 30 of 32 against 32: the right direction, and a difference of two that may be chance; chapter 09 asks more. The picture shows
-# one such repair: at scale 1 the third noise has a second star that nobody asked for, at scale 3 it has not. It also shows what
-# a count hides. To overshoot is not to draw better: at scale 3 three of the four circles have grown until they come close to
-# the star or touch it, and at scale 10 the circles have flat sides, the first star is frayed and the last picture is stained.
+# All 32 against 30: the wrong direction, and a difference of two that may be chance; chapter 09 asks more. The third noise has
+# a second star that nobody asked for, and guidance does not remove it. And see what a count hides. To overshoot is not to draw
+# better: at scale 3 two of the four circles have grown, and one touches its star; at scale 10 the circles have flat sides,
+# stars are stained, and one has become a patch of many colours.
 #
 # ## 7. img2img: begin in the middle
 #
@@ -202,8 +203,8 @@ md.plot.show_images(torch.cat([sketch, *redrawn]), titles=["sketch", *(f"strengt
 # %% [markdown]
 # The first draft of this chapter promised that 0.2 would leave the squares alone. It does not: the shapes are those of the
 # sentence already, and what is left of the sketch is its colours, its places and the light ground. Even the one step of 0.05
-# has begun: the corners of the red square are rounded, so that the reader calls it a circle, the upper ones of the blue square
-# are drawn out, and above it hangs a pale spot, where at 0.2 the star has its tip. At 0.8 the ground and the places have gone
+# has begun: the corners of the red square are rounded, so that the reader calls it a circle, and the sides of the blue square
+# have bent inwards. At 0.8 the ground and the places have gone
 # too. Strength counts steps, not noise, and a small share of the steps can be a lot of noise: on this model's walk the last
 # step begins at $\sigma = 0.14$, the last 4 of 20 at 0.43, the last 16 at 0.92. Why 0.43 is enough for a new shape, we did not
 # test here.
@@ -227,36 +228,43 @@ if LONG:
 md.plot.show_images(torch.cat([picture, 2 * mask.expand(-1, 3, -1, -1) - 1, painted]), titles=["picture", "mask", wish])
 
 # %% [markdown]
-# Putting pixels back can leave a seam (chapter 17, section 8). Here there is a trace of one, too faint for most eyes: in the
-# last kept column, just left of where the mask begins, a few pixels are too bright by less than ten grey levels. They are the
-# rim of the old star's arm. The mask cut the star off a pixel too late, and what is known stays, wanted or not.
+# Putting pixels back can leave a seam (chapter 17, section 8). Here there is none: where the mask begins, both sides are the
+# same black, for it cuts through nothing.
 #
 # ## 9. Editing by words
 #
 # The same steps lead *up*, from a picture to the noise that it would have come from. Walk up with one sentence and down with
-# another: what both agree on should stay (chapter 18). **Expected:** the circle is green, and the right half, where the star
-# is, differs from what it was by less than 0.06 of 2. We also print how sure the reader of section 1 is of each thing.
+# another: what both agree on should stay (inversion, chapter 18). Or do without the way up, and move the picture by what the
+# network says differently about the two sentences, looking where it looked for the first (by difference, the same chapter).
+# **Expected:** both make the circle green. By inversion it moves by more than ten pixels of 64, by difference by less than one.
+# We also print how sure the reader of section 1 is of each thing.
 
 # %%
 target = "a green circle left of a blue star"
-edited = pipe.edit(picture, sentence, target, steps=STEPS, start=STEPS // 10, guidance_scale=3)
-moved = (edited - picture)[..., 32:].abs().mean().item()
-for reading in md.data.read_shapes(torch.cat([picture, edited]), min_confidence=0):
-    print([f"{a.colour} {a.shape}, {a.confidence:.2f} sure" for a in reading])
-print(f"the right half differs by {moved:.3f}")
+inverted = pipe.edit(picture, sentence, target, steps=STEPS, start=STEPS // 10, guidance_scale=3)
+moved = pipe.edit_by_difference(picture, sentence, target, STEPS, STEPS // 10, borrow=1.0,
+                                generator=torch.Generator().manual_seed(SEED))  # fmt: skip
+three = dict(zip(("before", "by inversion", "by difference"), torch.cat([picture, inverted, moved]).split(1), strict=True))
+places = {}
+for name, x in three.items():
+    reading = md.data.read_shapes(x, min_confidence=0)[0]
+    print(f"{name:13}", [f"{a.colour} {a.shape}, {a.confidence:.2f} sure" for a in reading])
+    places[name] = next(((64 * a.x, 64 * a.y) for a in reading if a.shape == "circle"), (0.0, 0.0))
+far = {name: math.dist(place, places["before"]) for name, place in places.items()}
+print("the circle has moved by", {name: round(pixels, 1) for name, pixels in far.items()})
 if LONG:
-    assert "green circle" in [f"{a.colour} {a.shape}" for a in md.data.read_shapes(edited)[0]] and moved < 0.06
-md.plot.show_images(torch.cat([picture, edited]), titles=[sentence, target])
+    for x in (inverted, moved):
+        assert {"green circle", "blue star"} == {f"{a.colour} {a.shape}" for a in md.data.read_shapes(x)[0]}
+    assert far["by difference"] < 1 and far["by inversion"] > 5
+md.plot.show_images(torch.cat(list(three.values())), titles=list(three))
 
 # %% [markdown]
-# The star has stayed. The circle has not: it is green, and it stands 8 pixels further right and 5 further down than the red one
-# did. Both sentences agree on "left of", and neither says how far, so this picture obeys its sentence and is not the edit that
-# was meant. Our number hardly tells, for it looks at the right half only. Chapter 18 makes edits that keep more.
+# Both keep the star. By inversion the circle is green and no longer quite round, and has moved to the right. Both sentences
+# agree on "left of", and neither says how far, so that picture obeys its sentence and is not the edit that was meant. By
+# difference it is. Chapter 18 counts, and not everything comes out as well as this: a new background does not.
 #
-# The reader is less sure of this star with its blunt arm (0.66) than of the circle, and surer after the edit (0.88), which has
-# drawn it more evenly. What it is less than half sure of it does not count. With the weights that this chapter had at first, a
-# star from the same noise passed at 0.52 and failed after the edit at 0.32, though to the eye it had stayed. An automatic judge
-# has a threshold, and near it one verdict says little: count many (chapter 21).
+# The reader is less sure of the dented circle (0.73) than of the others. What it is less than half sure of it does not count.
+# An automatic judge has a threshold, and near it one verdict says little: count many (chapter 21).
 #
 # ## 10. Without any network
 #

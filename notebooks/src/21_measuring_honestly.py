@@ -101,7 +101,7 @@ md.plot.show_images(torch.cat(list(best.values())), titles=[p.text for p in six]
 #
 # At $p = \tfrac14$ that is 99 %. Choosing among sixteen makes all models alike that are right now and then. **Expected:** the
 # best pictures are right in at least five of six columns for both; of all pictures, the hasty one has at least 15 points fewer.
-# (Measured: six of six for both, and 96 % against 67 %.)
+# (Measured: six of six for both, and 98 % against 77 %.)
 
 # %%
 for p in (0.1, 0.25, 0.5, 0.95):
@@ -114,14 +114,16 @@ if LONG:
     assert right["ours"].float().mean() > right["in a hurry"].float().mean() + 0.15
 
 # %% [markdown]
-# And what did we choose by? What is chosen for obedience will look obedient. Look closely at the three triangles of the hasty
-# model: next to the red one stands the dark ghost of a fourth. The judge let it pass, and so it is among the best.
+# And what did we choose by? What is chosen for obedience will look obedient. Look closely at the last picture of the hasty
+# model: below the blue circle hangs the hollow ghost of a second. The judge let it pass, and so it is among the best. (Nor
+# did it mind that the foot of the pink cross is orange.)
 #
 # The remedy is simple and costs nothing: fix prompts and seeds before you draw, and show what comes out. Here is the first
-# picture of each, unchosen. In the upper row nothing changes, the first was right each time. In the lower row one column does:
-# the first three triangles were refused, and one of them indeed runs from violet into blue. Would you have chosen the
-# ghost instead? And mind that an honest row of six is a small one: the hasty model, right two times in three, shows five right
-# ones or more of six in one case of three. It did so here. How little six pictures say, section 3 works out.
+# picture of each, unchosen. In the upper row nothing changes, the first was right each time. In the lower row two columns do:
+# two of the first three triangles have grown together, and the first pink cross is so round that the judge knew no cross in
+# it. Would you have chosen the ghost instead? And mind that an honest row of six is a small one: the hasty model, right three
+# times in four, shows five right ones or more of six in nearly three cases of five. Here it shows four. How little six
+# pictures say, section 3 works out.
 
 # %%
 first = [x[::TRIES] for x in tried.values()]
@@ -287,14 +289,17 @@ with matplotlib.rc_context(md.plot.STYLE):
 figure.to(None)  # a cell that ends with a figure shows it
 
 # %% [markdown]
-# Do not bet. Two objects and attribute binding come last with 38 of 40, one object and colours come first with 40 of 40, and
-# a share of 95 % lies in all eight intervals: this is no ranking. What a ranking looks like, an earlier state of these weights
-# showed, trained for less. It had 29 of 40 at counting (57 to 84 %) and 39 of 40 for one object (87 to 100 %), two intervals
-# that do not even touch; its mean, 88 %, hid that. Whether it miscounted or drew one of its things badly, the number
-# did not say: both are a "no".
+# Counting comes last with 35 of 40, one object and colours come first with 40 of 40, and yet a share of 93 % lies in all eight
+# intervals: this table is no ranking. Asked 500 prompts of each task, the model was worst at counting again, with 92 %; but
+# attribute binding, which shares the last place but one here, came third with 97 %. What a ranking looks like, an early state
+# of these weights showed. It had 29 of 40 at counting (57 to 84 %) and 39 of 40 for one object (87 to 100 %), two intervals
+# that do not even touch; its mean, 88 %, hid that. Whether it miscounted or drew one of its things badly, the number did not
+# say: both are a "no".
 #
-# And a test that nearly everyone passes measures nearly nothing any more. To tell 97.5 from 99 %, the mean of this model
-# from that of a better one, takes some 585 prompts for each (the formula comes below). Harder prompts would be cheaper.
+# Nor is the mean to be trusted far. The state just before this one, trained for less, had 97.5 % on these very prompts, and 39
+# of 40 at counting; this one has 95.0 %. A step back? With 500 prompts of each task it is the other way round: 94.4 % then,
+# 96.5 % now. To tell 95 from 97.5 % takes some 440 prompts for each model (the formula comes below), and the six tasks here
+# are 240. A test that nearly everyone passes measures nearly nothing any more. Harder prompts would be cheaper.
 #
 # Are the held-out pairs drawn worse? The temptation is to see whether the two intervals overlap. That test is too timid: two
 # independent errors are rarely both at their ends. Variances add, so reaches add as the sides of a right angle do. Newcombe
@@ -337,10 +342,11 @@ print(f"a difference of five points, at shares of about 95 %, shows from about {
 assert set(gaps) == set(COLOURED) and 140 < n < 150
 
 # %% [markdown]
-# The measured differences are 0.0 and 0.0, to the prompt. It would be easy to write "generalizes without any loss". The
-# intervals say what was really found: no loss greater than 9 points for colours and 12 for binding, and no greater gain. Even
-# the 146 prompts of the last line only make the interval's reach five points, so that a true difference of five is found in
-# every second experiment; to find it in four of five takes twice as many. At shares of 85 % it begins at 392.
+# The measured differences are 0.0 and +5.0 points: what no training scene shows is drawn as well, or better. It would be easy
+# to write "generalizes without any loss". The intervals say what was really found: no loss greater than 9 points for colours
+# and 7 for binding, no gain greater than 9 and 18. Even the 146 prompts of the last line only make the interval's reach five
+# points, so that a true difference of five is found in every second experiment; to find it in four of five takes twice as
+# many. At shares of 85 % it begins at 392.
 #
 # "No significant difference" is therefore no result; the interval is. And mind how many you look at: among eight intervals of
 # 95 %, one in three times at least one misses ($1 - 0.95^8 = 34$ %).
@@ -387,18 +393,19 @@ md.plot.show_curves({name: (SCALES, list(v)) for name, v in curves.items()}, xla
                     title="what guidance buys, and pays")  # fmt: skip
 
 # %% [markdown]
-# Hardly any. From 1 to 4 the facts go from 0.86 to 0.83, and at 7.5 they are at 0.81; real scenes have 0.89. The CLIP's
-# distance goes from 0.44 to 0.41, about that of real scenes, 0.42. Every step costs something, as theory has it, but so little
-# that forty-eight pictures cannot vouch for a single step: an earlier state of these weights went *up* from 0.83 to 0.87
-# between 1 and 4, and then down to 0.75. In the row of stars you can see what is lost. At 1 they have six colours, at 7.5 four,
-# and half of them are pink. (One row of eight; it illustrates, and proves nothing.) Does 7.5 at least buy obedience? 88 %,
-# after 92 % at 2 and 4. But mind the intervals: of 24 prompts, 20, 22, 22 and 21 were obeyed, and all four shares could
-# be the same. Firm is the step from 0 to 1, from telling nothing to telling the prompt.
+# None that we can see. From 1 to 4 the facts go from 0.87 to 0.89, what real scenes have; only at 7.5 are they at 0.82.
+# From 1 on, the CLIP's distance stays between 0.40 and 0.43, about that of real scenes, 0.42. Forty-eight pictures cannot
+# vouch for a single step: the state of these weights before this one fell from 0.86 to 0.83 between 1 and 4, an earlier one
+# rose there from 0.83 to 0.87. But all three have less at 7.5 than at 1: 0.82, 0.81 and 0.75. In the row of stars you cannot
+# see the loss: at 1 they have six colours, and at 7.5 they have six again. (One row of eight; it illustrates, and proves
+# nothing.) Does 7.5 at least buy obedience? 96 %, after 100 % at 2 and 96 % at 4. But mind the intervals: of 24 prompts, 21,
+# 24, 23 and 23 were obeyed, and all four shares could be the same. Firm is the step from 0 to 1, from telling nothing to
+# telling the prompt.
 #
 # The left end of the dashed curve is a trap. At scale 0 the model is told nothing and draws any shape, so its pictures are the
-# most varied, and the CLIP's distance, 0.80, says so. The entropy says 0.71, the lowest of all. It is taken only of pictures
-# with one readable object, 20 of 48 here, and three or four draws per prompt cannot spread over nine places, whatever they
-# are drawn from. *Read 20 of 48* belongs to the figure. And the CLIP's distance has a trap of its own: look at the upper row,
+# most varied, and the CLIP's distance, 0.81, says so. The entropy says 0.72, the lowest of all. It is taken only of pictures
+# with one readable object, 24 of 48 here, and some four draws per prompt cannot spread over nine places, whatever they
+# are drawn from. *Read 24 of 48* belongs to the figure. And the CLIP's distance has a trap of its own: look at the upper row,
 # which was to be stars. Whatever else is drawn, or nothing at all, counts there as variety.
 #
 # One number hides such things, whichever number it is. Report the curve. And choose the scale by other prompts than those
@@ -630,12 +637,12 @@ if LONG:
 md.plot.show_images(torch.cat([x[:6] for x in against.values()]), columns=6, row_labels=list(against))
 
 # %% [markdown]
-# The model is the farthest, as it should be: 6.72 against 6.42. But 0.014 in KD is less than half a spread of such sets, and
-# the autoencoder even comes out *nearer* than the scenes that went through it, by chance. From these lines nobody may conclude
-# that the model draws worse than the generator of scenes. And then look at the pictures: the four blue squares are bent, two
-# crosses are crooked, and the pink heart has a violet edge. Everyone can tell the lower row from the upper, and the distance
-# cannot. It is not that the model is perfect. It is that this ruler, with so few pictures, is blunt; and a blunt ruler
-# flatters.
+# By FD the model comes out *nearer* to real scenes than real scenes do, 6.27 against 6.42; by KD it is the farthest, by 0.003,
+# a tenth of the spread of such sets. The autoencoder, too, is nearer by both than the scenes that went through it. All this is
+# chance. From these lines nobody may conclude that the model draws better than the generator of scenes, or worse. And then
+# look closely at the pictures: the blue squares are not quite square, one of the four crosses leans, and the hearts have lost
+# some of their notch. Whoever looks long enough can tell the lower row from the upper, and the distance cannot. It is not
+# that the model is perfect. It is that this ruler, with so few pictures, is blunt; and a blunt ruler flatters.
 #
 # ## 9. Measured along a training: averaged weights or raw?
 #
@@ -718,7 +725,7 @@ md.plot.show_curves({name: (list(values), [max(v, 1e-5) for v in values.values()
 # One lie exchanges the two colours, one the two places, and for comparison nothing at all is said. The lies are made of the
 # same words, or nearly. Whoever knows the words but not which belongs to which loses nothing by them. Whoever believes the
 # sentence is misled, and that can cost more than silence. **Expected:** where it hurts most, a lie about colours costs more
-# than 100 %, and clearly more than silence; at $\sigma = 0.6$ more than twice as much. Only at the most noise silence is
+# than 100 %, and clearly more than silence; at $\sigma = 0.6$ more than three times as much. Only at the most noise silence is
 # the worst.
 
 # %%
@@ -728,15 +735,15 @@ for lie in told:
 if LONG:
     worst = max(told, key=lambda lie: lie.colours)
     assert worst.colours > 1 and worst.colours > worst.nothing + 0.3
-    assert told[3].colours > 2 * told[3].nothing and told[0].nothing > max(told[0].colours, told[0].places) + 0.1
+    assert told[3].colours > 3 * told[3].nothing and told[0].nothing > max(told[0].colours, told[0].places) + 0.1
 md.plot.show_curves({name: ([lie.sigma for lie in told], [getattr(lie, name) for lie in told]) for name in told[0]._fields[1:]},
                     xlabel="noise, sigma", ylabel="rise of the error", title="what a lie costs")  # fmt: skip
 
 # %% [markdown]
-# The model believes what it is told. At $\sigma = 0.8$ the wrong colours raise its error by 156 %, silence by 93 %; at 0.6
-# it is 99 against 27 %, and now places (50 %) matter less than colours: by then the picture itself shows where things are.
-# At 0.95, almost pure noise, a lie is better than nothing. It still names the right shapes and colours, and what goes where
-# comes later. (That is how we read the curves; they do not prove it.)
+# The model believes what it is told. At $\sigma = 0.8$ the wrong colours raise its error by 177 %, the wrong places by 192 %,
+# silence by 104 %. At 0.6 colours cost 158 %, silence only 31 %, and now places (118 %) matter less than colours: by then the
+# picture itself begins to show where things are. At 0.95, almost pure noise, a lie is better than nothing. It still names
+# the right shapes and colours, and what goes where comes later. (That is how we read the curves; they do not prove it.)
 #
 # The same scenes and the same noises serve truth and lie, so most of the chance cancels, and 64 scenes give curves that can
 # be read. It is no proof of good pictures, though: it asks one step at a time.
@@ -804,7 +811,7 @@ if LONG:
     assert moved > 1.25 * far["real scenes, the floor"][0] and moved > far["the model's"][0]
 
 # %% [markdown]
-# 10.05 against 6.42, where the whole diffusion model had made it 6.72: whoever resizes carelessly measures the resize. With the
+# 10.05 against 6.42, where the whole diffusion model had made it 6.27: whoever resizes carelessly measures the resize. With the
 # earlier CLIP of section 8, which was blind to blur, it was 5.57 against 5.46, and the mistake would never have been noticed.
 # That was no acquittal: it depends on the features whether a mistake shows. Another one is in section 8 already: *red for
 # blue* is what happens when a library hands out the channels as blue, green, red. It turned 1.7 into 15.5.

@@ -92,7 +92,7 @@ difference_task = Task(
         # 1/4 * 3 * (1 - g) = 0.657534; then all of the way to 3 (1 - g) + g * 0.657534 = 2.279241. The pictures: 0.5 and that.
         Case("two steps by hand", (path, FAR, torch.tensor([[0.5]]), WALK),
              {"number of states": 2, "x": torch.tensor([[[1.157534]], [[2.779241]]]),
-              "x0": torch.tensor([[[1.157534]], [[2.779241]]]), "t of the states": torch.tensor([200.0, -1.0]),
+              "x0": torch.tensor([[[1.157534]], [[2.779241]]]), "t of the states": torch.tensor([200.0, 0.0]),
               "sigma of the states": torch.tensor([0.6, 0.0])}),
         Case("six steps of a flow", (path, FAR, X0, FLOW)),
         Case("what it asks", (questions, FAR, X0, FLOW)),
