@@ -703,7 +703,8 @@ if LONG:
 #
 # "A heart" leaves the colour open. Training shows hearts in seven colours (the green ones are held out), so if the model likes
 # them all alike, one heart in seven is red. **Expected:** of 32 hearts with no negative prompt, a few are red; away from "a
-# red heart", one at most. Look also at where the others go: the two rows begin with the same noise.
+# red heart", one at most. (Measured: two and none. So small a difference could be chance.) Look also at where the others go:
+# the two rows begin with the same noise.
 
 # %%
 hearts, count = {}, max(2, 2 * N)
@@ -729,14 +730,15 @@ film = [md.State(pipe.decode(s.x).cpu(), pipe.decode(s.x0).cpu(), s.level) for s
 md.plot.show_trajectory(film, title=orders[4])
 
 # %% [markdown]
-# First blots, already in their places and colours, while what the walk holds still looks like noise alone: that must come
-# from the words. Last the edges and the corners. Lies tell by numbers when which word is needed: it costs most where what it
+# First blots, in their colours and already left and right of each other, while what the walk holds still looks like noise
+# alone: that must come from the words. How high the square lies, no word says, and for long it is a tall smear. Last the
+# edges and the corners. Lies tell by numbers when which word is needed: it costs most where what it
 # is about is being decided.
 #
 # **Expected:** at the noisiest level silence is dearer than either lie. Silence leaves out how many things there are and on
 # what background, and a lie still says that rightly. (The world of section 7 had two things on white, and nothing of that
 # kind to be silent about: there, the lies were dearer even here.) Further down both lies overtake silence, and at sigma 0.6 the
-# one about colours raises the error by more than half: a blot is there, and the network paints it as it is told. Towards the
+# one about colours more than doubles the error: a blot is there, and the network paints it as it is told. Towards the
 # clean end the picture speaks for itself, and that lie gets cheaper again.
 
 # %%
@@ -747,7 +749,7 @@ if LONG:
     assert found[0].nothing > max(found[0].colours, found[0].places)
     assert any(min(lie.colours, lie.places) > lie.nothing for lie in found)
     middle = found[3]  # sigma 0.6
-    assert middle.colours > max(0.5, middle.nothing) and found[-1].colours < middle.colours
+    assert middle.colours > max(1, middle.nothing) and found[-1].colours < middle.colours
 md.plot.show_curves({what: ([lie.sigma for lie in found], [getattr(lie, what) for lie in found])
                      for what in ("nothing", "colours", "places")},
                     xlabel="sigma", ylabel="rise of the error", title="what lies cost the model of section 9")  # fmt: skip
@@ -760,8 +762,9 @@ md.plot.show_curves({what: ([lie.sigma for lie in found], [getattr(lie, what) fo
 # appear. But the network never met zeros. What it answers to them need not be the mean over all scenes, and guidance walks away
 # from something that nobody has defined. When we wrote this we were sure that the network would obey less.
 #
-# **Expected,** now that we have counted: no difference in obedience that 48 prompts could show, where two counts may be six
-# or eight apart by chance alone. And yet other pictures: the zeros are not without effect.
+# **Expected,** now that we have counted: no difference in obedience that 48 prompts could show, where two counts near the top
+# may be three or four apart by chance alone. The zeros are not without effect, for the pictures are not the same to the last
+# pixel; but in the five pairs that are shown it takes a close look to see a difference.
 
 # %%
 asked = prompts("attribute binding", BINDING, seed=SEED + 7)
@@ -777,8 +780,8 @@ for name, uncond in (("the empty sentence", empty), ("zeros", torch.zeros_like(e
     print(f"guided away from {name:18} {right[name]} of {len(asked)} obeyed")
     made.append(images[:5])
 if LONG:
-    assert abs(right["zeros"] - right["the empty sentence"]) <= BINDING / 6 and min(right.values()) > 0.6 * BINDING
-    assert (made[0] - made[1]).abs().max() > 0.1  # the counts are alike, the pictures are not
+    assert abs(right["zeros"] - right["the empty sentence"]) <= BINDING / 8 and min(right.values()) > 0.8 * BINDING
+    assert (made[0] - made[1]).abs().max() > 0.1  # the counts are alike, the pictures not quite
 texts = [p.text for p in asked[:5]]
 md.plot.show_images(torch.cat(made), titles=2 * texts, columns=len(texts), title='above, away from ""; below, away from zeros')
 

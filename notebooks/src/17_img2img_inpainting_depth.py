@@ -182,10 +182,10 @@ for strength in (0.0, 0.6):
 # ## 3. Two curves, and what strength is a share of
 #
 # Now the sweep. Two things pull against each other: the words get their way only where the old colour is drowned, and the
-# place is kept only where it is not. **Expected:** at strength 0.2 a third have changed colour. *says* climbs to more
-# than 90 %. *done* is nearly the same number at first, for up to 0.3 whatever changes stays in its place; it has its
-# summit of somewhat more than a half at 0.4, and falls to about an eighth at 1. *spoilt* moves little up to that summit, and
-# then goes up and up.
+# place is kept only where it is not. **Expected:** at strength 0.2 about four in ten have changed colour. *says* climbs to
+# all, or nearly all, from 0.5 on. *done* is the same number at first, for up to 0.2 whatever changes stays in its place, and
+# nearly all of it up to 0.3; it has its summit of about six in ten at 0.3 and 0.4, and falls to less than a fifth at 1.
+# *spoilt* moves little up to 0.3, where it is about an eighth of what it is at 1, and then goes up and up.
 
 # %%
 sweep = {s: marks(pipe.img2img(wanted, images, s, seeded(), **told)) for s in STRENGTHS}
@@ -195,8 +195,9 @@ found[f"img2img, strength {best}"] = sweep[best]
 far = sweep[1.0]["spoilt"]
 assert sweep[0.0]["says"] == 0 and sweep[0.0]["spoilt"] < sweep[1.0]["spoilt"]
 if LONG:
-    assert sweep[0.2]["says"] < 0.5 and sweep[1.0]["says"] > 0.85
-    assert 0.3 <= best <= 0.6 and sweep[best]["done"] > sweep[1.0]["done"] + 0.2
+    assert 0.2 < sweep[0.2]["says"] < 0.6 and sweep[0.5]["says"] > 0.9 and sweep[1.0]["says"] > 0.9
+    assert 0.3 <= best <= 0.5 and sweep[best]["done"] > sweep[1.0]["done"] + 0.2
+    assert sweep[0.3]["spoilt"] < far / 4
 md.plot.show_curves(
     {"says what was asked": (STRENGTHS, [sweep[s]["says"] for s in STRENGTHS]),
      "and where it was": (STRENGTHS, [sweep[s]["done"] for s in STRENGTHS]),
@@ -258,9 +259,11 @@ assert int(0.58 * 50) == 28
 # One would expect ruins. But look at what DDIM does with the first two. The network says $\hat x_0$, and
 # $\hat\epsilon = (x_t - \alpha_t\hat x_0)/\sigma_t$ is all that is left. Without noise that is no noise, but *the old
 # picture*, and every step carries it on faithfully. So the old picture holds out against the words, as if strength was lower.
-# Nothing looks broken; the knob only does not do what it says. **Expected:** without noise fewer than half as many
-# pictures say what was asked, and *spoilt* is less than a quarter of the right way's: about the marks of strength 0.2. With
-# too much noise it is the other way round: nearly all obey, *spoilt* is nearly twice as high, and fewer edits are done.
+# Little looks broken; the knob only does not do what it says. **Expected:** without noise fewer than half as many
+# pictures say what was asked, and *spoilt* is less than a quarter of the right way's: the marks lie between those of
+# strength 0.1 and 0.2. Of the four pictures shown, only the last is plainly broken: its cross is neither the old nor the new.
+# With too much noise it is the other way round: all or nearly all obey, as they do the right way, but *spoilt* is nearly half
+# as high again, and only about half as many edits are done.
 
 
 # %%
@@ -285,9 +288,9 @@ show_marks(wrong)
 assert wrong["0.3 from the other end"]["spoilt"] > wrong["right, 0.3"]["spoilt"]
 if LONG:
     right = wrong["right, 0.5"]
-    assert wrong["no noise"]["says"] < right["says"] - 0.3 and wrong["no noise"]["spoilt"] < right["spoilt"] / 2
-    assert wrong["too much noise"]["spoilt"] > 1.3 * right["spoilt"]
-    assert wrong["too much noise"]["done"] < right["done"]
+    assert wrong["no noise"]["says"] < right["says"] / 2 and wrong["no noise"]["spoilt"] < right["spoilt"] / 3
+    assert wrong["too much noise"]["spoilt"] > 1.2 * right["spoilt"]
+    assert wrong["too much noise"]["done"] < right["done"] - 0.1
     assert wrong["0.3 from the other end"]["spoilt"] > 3 * wrong["right, 0.3"]["spoilt"]
 md.plot.show_images(torch.stack([images[:4], *(drawn[:4] for drawn in ways.values())], 0).flatten(0, 1), columns=4,
                     row_labels=["given", *ways])  # fmt: skip
@@ -363,7 +366,7 @@ assert_close(repainted(images[few], masks[few], wanted[few], seeded()), theirs, 
 
 # %% [markdown]
 # **Expected:** no more than about a quarter of the edits are done, though the two halves now fit. Look at the pictures that
-# failed: the hole was often filled with background and a speck of colour, as if nobody had asked for an object.
+# failed: the hole was often filled with background and a smear or a speck of colour, as if nobody had asked for an object.
 
 # %%
 began = time.perf_counter()
@@ -451,7 +454,8 @@ md.plot.show_curves({"RePaint": (counts, list(means.values())), "exact": (counts
 # %% [markdown]
 # The error is the sampler's, not the network's, and repeating heals it. On the model it costs `TIMES` times as much. So it
 # has a rival: the plain blend with as many calls, spent on smaller steps. **Expected:** RePaint gets about half
-# done, twice as many as the blend; the blend gains next to nothing from its smaller steps, for it hurries past just the same.
+# done, nearly twice as many as the blend; the blend gains next to nothing from its smaller steps, for it hurries past just
+# the same.
 # (Of 40 edits, six more or fewer may be chance: who leads is what to remember, not the figures.)
 
 # %%
@@ -495,15 +499,16 @@ seconds["9 channels"], found["9 channels"] = time.perf_counter() - began, marks(
 show_marks({name: found[name] for name in ("cut out and glued", *seconds)})
 print("seconds:", {name: round(value, 1) for name, value in seconds.items()})
 if LONG:
-    assert found["9 channels"]["done"] > 0.85 and found["9 channels"]["done"] > found["RePaint"]["done"] + 0.25
+    assert found["9 channels"]["done"] > 0.8 and found["9 channels"]["done"] > found["RePaint"]["done"] + 0.25
+    assert found["9 channels"]["spoilt"] < min(found[name]["spoilt"] for name in ("cut out and glued", "blend", "RePaint"))
 md.plot.show_images(torch.cat([torch.where(masks > 0, 0, images)[:6], glued[:6], blended[:6], resampled[:6], seeing[:6]]),
                     columns=min(6, SCENES),
                     row_labels=["to be painted", "glued", "blend", "RePaint", "9 channels"])  # fmt: skip
 
 # %% [markdown]
-# **Expected:** nearly all done, at the price of one walk, and the least spoilt of all. The three ways form a ladder: the
-# blend needs nothing, RePaint needs time, and the nine channels need a training. With a checkpoint that was made for it,
-# take the last.
+# **Expected:** nine of ten or more done, at the price of one walk, and the least spoilt of the four. Three of
+# them form a ladder: the blend needs nothing, RePaint needs time, and the nine channels need a training. With a checkpoint
+# that was made for it, take the last.
 #
 # ## 8. Outside of the mask, and at its edge
 #
@@ -531,7 +536,7 @@ md.plot.show_images(torch.cat([images[:3], plain[:3], 20 * (plain - images).abs(
 # there? And the small mask has an edge of its own. It asks the upper left pixel of each square, so it lies up to three
 # pixels to the right of and below where it should. A tight mask leaves the old object's rim in the latents; a generous one
 # gives the network room. **Expected:** with a mask of the object's own size, a sixth of what is to be painted lies
-# under latents that are kept, and the seam is more than ten times that of a mask 1.4 times as large. (Not all of this is a
+# under latents that are kept, and the seam is about ten times that of a mask 1.4 times as large. (Not all of this is a
 # fault: the last pixels of so tight a mask are the object's own, and their colour was to change. The fair comparison is 1.2
 # with 1.4, where they show the background: still about twice as much.)
 
@@ -615,15 +620,17 @@ show_marks(found)
 if LONG:
     assert found["depth, strength 1"]["done"] > 0.85
     assert found["depth, strength 1"]["done"] > found[f"img2img, strength {best}"]["done"] + 0.2
+    assert found["depth, strength 1"]["spoilt"] < found["words alone"]["spoilt"] / 8
     assert found["depth, sign forgotten"]["done"] < found["depth, strength 1"]["done"] / 4
+    assert found["depth, sign forgotten"]["says"] > 0.75
 md.plot.show_images(torch.cat([images[:6], (1 - 2 * distance).expand(-1, 3, -1, -1)[:6], by_depth[:6], far_is_near[:6]]),
                     columns=min(6, SCENES), row_labels=["given", "near is bright", "by depth", "sign forgotten"])  # fmt: skip
 
 # %% [markdown]
 # **Expected:** all or nearly all done, with *spoilt* less than a tenth of what words alone leave: the background is drawn anew
-# from the words, but the words name it. With the sign forgotten nothing is refused, nine of ten or more still say what was
-# asked, and *none* is done. The network reads a hole where an object stands, and draws its object beside it. No error, and
-# a picture that is nearly right.
+# from the words, but the words name it. With the sign forgotten nothing is refused, about nine of ten still say what was
+# asked, and *none* is done. The network reads a hole where an object stands, and draws its object beside it, or two of them,
+# as in half of the six columns. No error, and a picture that is nearly right.
 #
 # The table now holds the answer to this chapter's question, or rather three: keep the coarse (img2img), keep what lies outside
 # (inpainting), keep the geometry (depth).
@@ -636,7 +643,8 @@ md.plot.show_images(torch.cat([images[:6], (1 - 2 * distance).expand(-1, 3, -1, 
 #
 # What to expect of a model that never saw a face? Its VAE has learned flat areas and sharp edges. **Expected:** its copy of the
 # photograph is about forty times worse than of a drawing, and recognisable. img2img at 0.5 forgets her altogether: what the
-# network has never seen, it replaces by what it has. Whatever is outside of the mask is untouched all the same.
+# network has never seen, it replaces by what it has. And no medal comes: this is the blend again, and as in section 5 it fills
+# the hole with ground, here a dark blue and a speck of pink in a corner. What is outside of the mask is untouched all the same.
 
 # %%
 file = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
@@ -695,8 +703,8 @@ except TypeError as error:
 #
 # **A picture from torchvision.** `ToTensor` gives [0, 1], where pixels are [−1, 1] here. That is inside the range, so no check
 # can refuse it: it is a picture, only a pale one. The network has never seen pale ones and repairs them its own way:
-# the grounds come out as they were, but things move, change or vanish that should not yet. **Expected** at strength 0.3:
-# about one and a half times as far from the original as it should be.
+# the grounds come out as they were, but things change or move that should not yet: the circle is red, the star is cyan and
+# no longer in its place. **Expected** at strength 0.3: about twice as far from the original as it should be.
 
 # %%
 inverted = marks(pipe.inpaint(wanted, images, 1 - masks, generator=seeded(), **told))
@@ -708,7 +716,7 @@ right = pipe.img2img(wanted[:4], images[:4], 0.3, seeded(), **told)
 off = [(drawn - images[:4]).abs().mean().item() for drawn in (right, pale)]
 print(f"off the original by {off[0]:.3f}, and by {off[1]:.3f} from pixels in [0, 1]")
 if LONG:
-    assert off[1] > 1.3 * off[0]
+    assert off[1] > 1.4 * off[0]
 md.plot.show_images(torch.cat([right, pale]), columns=4, row_labels=["[−1, 1]", "[0, 1]"])
 
 # %% [markdown]
