@@ -731,9 +731,9 @@ md.plot.show_trajectory(film, title=orders[4])
 
 # %% [markdown]
 # First blots, in their colours and already left and right of each other, while what the walk holds still looks like noise
-# alone: that must come from the words. How high the square lies, no word says, and for long it is a tall smear. Last the
-# edges and the corners. Lies tell by numbers when which word is needed: it costs most where what it
-# is about is being decided.
+# alone: that must come from the words. How high the square lies, no word says, and for three columns it is a tall smear. Last
+# the edges and the corners. Lies tell by numbers when which word is needed: it costs most where what it is about is being
+# decided.
 #
 # **Expected:** at the noisiest level silence is dearer than either lie. Silence leaves out how many things there are and on
 # what background, and a lie still says that rightly. (The world of section 7 had two things on white, and nothing of that
