@@ -520,7 +520,8 @@ md.plot.show_images(tables, titles=["0.02, as CLIP", "0.1", "1, long words"], co
 #
 # The class that deals the lessons has one method. The batch numbers come from `deal`, a fresh permutation in every epoch; for
 # the first `ahead` batches they choose from the easy scenes; a tenth of the sentences is replaced by the empty one, each by
-# a coin of its own; and the latents are drawn anew.
+# a coin of its own; and the latents are drawn anew, where their deviations are given. (`train` gives none, and so its U-Net
+# learns the means. What that bought, `docs/results.md` tells.)
 
 
 # %%
