@@ -42,7 +42,7 @@ def questions(f, denoise, x0, levels):
     if any(len(xt) != 2 * len(x0) for xt, _ in asked) or len(asked) != len(xs):
         return told
     noises, same = [], []
-    for (xt, level), picture in zip(asked, (x0, *xs), strict=False):
+    for (xt, level), picture in zip(asked, (x0, *xs[:-1]), strict=True):
         old, new = xt.chunk(2)
         noises.append((old - level.alpha * x0) / level.sigma)
         same.append(float(torch.allclose(new, level.alpha * picture + level.sigma * noises[-1], atol=1e-6)))
