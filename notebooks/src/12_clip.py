@@ -990,9 +990,8 @@ def lead(scale, times, seen_as=lambda x: x):
 
 
 # %% [markdown]
-# **Expected:** led so, at least 60 % of the pictures have the colour, at least 60 % the shape, and half obey, where chance gave
-# one in thirty. With each step taken only once it is no better than chance. (That was `SEED = 0`, a lucky one. With seeds 1 and
-# 2, 42 and 46 % had the colour, 54 and 75 % the shape, 29 and 38 % obeyed: of all 72, 50, 69 and 40 %.)
+# **Expected:** led so, half of the pictures have the colour, more than half the shape, and three in ten obey, where chance gave
+# one in twenty-five. With each step taken only once, one in eight obeys. SEEDS
 
 # %%
 led = {
@@ -1004,8 +1003,8 @@ for name, (_, agrees) in led.items():
     print(f"{name:15}", {what: f"{share:.0%}" for what, share in agrees.items()})
 once, agrees = led["each step once"][1], led["three times"][1]
 if LONG:
-    assert min(agrees["colour"], agrees["shape"]) >= 0.6 and agrees["obeys"] >= 0.45
-    assert once["obeys"] < 0.1 and max(once["colour"], once["shape"]) < 0.25
+    assert agrees["colour"] > chance["colour"] + 0.2 and agrees["shape"] > chance["shape"] + 0.2
+    assert agrees["obeys"] > chance["obeys"] + 0.15 and once["obeys"] < agrees["obeys"] - 0.1
 md.plot.show_images(torch.cat([x[:8] for x, _ in led.values()]), row_labels=list(led), columns=min(8, LED),
                     column_labels=[sentences[i].removeprefix("a ") for i in some[:8]])  # fmt: skip
 
@@ -1043,18 +1042,21 @@ md.plot.show_images(torch.cat([x[:8] for x in seen.values()]).cpu(), columns=8,
 # is, the better the guide sees what it does. When drawings are clear enough to be read, colours are nearly decided; the noise
 # that is added in between keeps them open.
 #
-# The known cure is a CLIP that has *seen* noise (GLIDE, Nichol et al. 2022, section 2.4). In a trial we trained the half that
-# looks further, for 600 steps on such beliefs above $\sigma = 0.5$. It was less surprised by mist (4.7, 3.8 and 2.4 in the
-# first three rows), and leading down to $\sigma = 0.65$ it brought more colours, 75 %, and fewer shapes, 54 %; half of the
-# pictures obeyed, as without it. With 24 pictures we cannot tell whether that is a gain. `LED` is a knob.
+# The known cure is a CLIP that has *seen* noise (GLIDE, Nichol et al. 2022, section 2.4). In a trial, with weights trained for
+# less, we trained the half that looks further, for 600 steps on such beliefs above $\sigma = 0.5$. It was less surprised by
+# mist (4.7, 3.8 and 2.4 in the first three rows), and leading down to $\sigma = 0.65$ it brought more colours, 75 % where they
+# had been 62, and fewer shapes, 54 and 79 %; half of the pictures obeyed, as without it. With 24 pictures we cannot tell
+# whether that is a gain. `LED` is a knob.
 #
 # Compare with the model's own ear: told the same sentences, at guidance 3, it obeys nearly always (chapter 15). A guide from
 # outside is for what a model was *not* trained to hear.
 #
 # ## 16. How hard to push
 #
-# Bayes' rule would say $s = 1$, if the guide were never wrong. **Expected:** at 1 it leads already, at 10 farther, and at 100
-# the drawings break, so that the oracle finds nothing in a third of them or more.
+# Bayes' rule would say $s = 1$, if the guide were never wrong. We thought that 10 would lead farther, and that 100 would break
+# the drawings: so it was with weights trained for less, where the oracle found nothing in 42 % of them at 100. **Expected:**
+# neither. At 1 and 10 the same three in ten obey, and at 100 four in ten, which may be chance; there the oracle finds nothing
+# in one picture of six.
 
 # %%
 empty, sweep = {}, {scale: led["three times"] if scale == PUSH else lead(scale, TIMES) for scale in PUSHES}
@@ -1063,8 +1065,8 @@ for scale, (x, agrees) in sweep.items():
     told = {what: f"{share:.0%}" for what, share in agrees.items()}
     print(f"scale {scale:5}: {told}; nothing to be found in {empty[scale]:.0%}")
 if LONG:
-    assert chance["obeys"] + 0.15 < sweep[1][1]["obeys"] < sweep[10][1]["obeys"] > sweep[100][1]["obeys"] + 0.15
-    assert max(empty[1], empty[10]) < 0.2 and empty[100] > 1 / 3
+    assert min(agrees["obeys"] for _, agrees in sweep.values()) > chance["obeys"] + 0.12
+    assert max(empty[1], empty[10]) < 0.2 and empty[10] < empty[100] < 1 / 3
 curves = {what: (np.log10(list(sweep)), [100 * agrees[what] for _, agrees in sweep.values()]) for what in chance}
 md.plot.show_curves(curves, xlabel=r"$\log_{10}$ scale", ylabel="% that agree", title="pushed harder and harder")
 
@@ -1079,9 +1081,10 @@ md.plot.show_curves(curves, xlabel=r"$\log_{10}$ scale", ylabel="% that agree", 
 # - B gives it $\frac{x + 1}{2}$: in [0, 1], and the statistics forgotten.
 #
 # (Our CLIP shifts by itself, so each of them is written as what it must be shown to see that.) **Expected:** neither raises
-# an error, and both still name the colours of most real drawings: who only looks, will not find them. Led by B, at most a third
-# obey. A does no harm that could be told from chance with 24 pictures; a bug may be harmless for years, until the pictures
-# are others.
+# an error, and both still name the colours of most real drawings: who only looks, will not find them. And who leads with them
+# hardly either: a quarter obey, and three in ten led by the right one, which 24 pictures cannot tell apart. It is no proof of
+# innocence. With weights trained for less, 21 % obeyed when led by B and 54 % led rightly: a bug may be harmless for years,
+# until the pictures are others.
 
 # %%
 mean, std = (torch.tensor(rgb, device=device).view(3, 1, 1) for rgb in (MEAN, STD))
@@ -1094,7 +1097,8 @@ for name, (_, agrees) in damage.items():
     print(f"{name:6} names the colour of {right:4.0%} of real drawings; led by it,",
           {what: f"{share:.0%}" for what, share in agrees.items()})  # fmt: skip
 if LONG:
-    assert damage["B"][1]["obeys"] < 1 / 3 < damage["A"][1]["obeys"]
+    led_to = [agrees["obeys"] for _, agrees in damage.values()]
+    assert chance["obeys"] + 0.08 < min(led_to) and max(led_to) - min(led_to) < 0.2
 md.plot.show_images(torch.cat([x[:8] for x, _ in damage.values()]), row_labels=list(damage), columns=min(8, LED))
 
 # %% [markdown]

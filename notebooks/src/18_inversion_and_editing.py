@@ -742,9 +742,9 @@ assert_close(unmoved, z, rtol=0, atol=1e-4)
 
 # %%
 @torch.no_grad()
-def differ(scale, share, start=STARTS[1] // 2):
-    """Images, edited by difference from levels[start] on, away from the source, maps borrowed in this share of the walk."""
-    n, down, settle = len(sources), levels[start:], max(1, STEPS // 6)
+def differ(scale, share):
+    """Images, edited by difference, away from the source, with maps borrowed in this share of the walk."""
+    n, down, settle = len(sources), levels[STARTS[1] // 2 :], max(1, STEPS // 6)
     g, denoise = fresh(), pipe.denoiser(sources + targets, sources + sources, scale, md.ddim)
     tau = down[round(share * (len(down) - 1))].t
     with borrowed_attention(pipe.unet, [i % n for i in range(2 * n)], tau):
