@@ -39,7 +39,7 @@ def arguments(parser):
     parser.add_argument("--borrow", type=float, default=None, metavar="SHARE",
                         help="share of the steps that look where the old picture looks, 0 if left out. Inversion: 0.3 keeps "
                         "things in their places, best with --guidance 1.5, --start 0 and --from's words as --negative, too. "
-                        "By difference: 1 for a new colour, 0 for other changes")
+                        "By difference: 1 for a new colour, 0 for a shape, 0.2 for a background")
     parser.add_argument("--guidance", type=float, default=None,
                         help="1: as trained; higher: closer to the words; the model's own if left out, 2 by difference")
     parser.add_argument("--seed", type=int, default=0)

@@ -236,13 +236,15 @@ class TextToImage:
     def edit_by_difference(self, image: Tensor, source_prompt: str | list[str], target_prompt: str | list[str],
                            steps: int = 50, start: int = 5, guidance_scale: float = 2.0, borrow: float = 0.0,
                            generator: torch.Generator | None = None) -> Tensor:  # fmt: skip
-        """The picture that source_prompt describes, changed by what target_prompt says otherwise: (B, 3, H, W).
+        """The picture that source_prompt describes, changed by what target_prompt says otherwise: (B, 3, H, W) in [-1, 1].
+
+        image: (1 or B, 3, H, W) in [-1, 1]. (Hertz, Aberman & Cohen-Or 2023; Kulikov et al. 2025.)
 
         No inversion: at every level both prompts are asked about the noised picture, and it moves by the difference of their
         answers (`diffusion.by_difference`), from step `start` on. The last sixth of the steps are plain ones, and wipe off
-        what such moves leave at edges. guidance_scale: away from the source_prompt. borrow: as in `edit`; 1 is for a
-        new colour in the old outline, 0 for new outlines and backgrounds. ValueError for a start or a share that is none, for
-        prompts that do not match, and for borrow where the network has no CrossAttention.
+        what such moves leave at edges. guidance_scale: away from the source_prompt. borrow: as in `edit`; 1 is for a new
+        colour in the old outline, 0 for a new outline, little for a new background. ValueError for a start or a share that is
+        none, for prompts that do not match, and for borrow where the network has no CrossAttention.
         """
         settle = settling(steps)
         if not 0 <= start < steps - settle:

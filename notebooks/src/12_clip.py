@@ -991,8 +991,8 @@ def lead(scale, times, seen_as=lambda x: x):
 
 # %% [markdown]
 # **Expected:** led so, half of the pictures have the colour, more than half the shape, and three in ten obey, where chance gave
-# one in twenty-five. With each step taken only once, one in eight obeys. (With seeds 1
-# and 2, 50 and 58 % have the colour, 58 and 62 % the shape, 42 and 38 % obey: of all 72, 53, 60 and 36 %.)
+# one in twenty-five. With each step taken only once, one in eight obeys. (With seeds 1 and 2, 50 and 58 % have the colour, 58
+# and 62 % the shape, 42 and 38 % obey: of all 72, 53, 60 and 36 %.)
 
 # %%
 led = {
