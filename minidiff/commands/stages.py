@@ -23,7 +23,7 @@ from .works import WORKS, Job, Work, unfinished
 
 ORDER = ("vae", "clip", "unet")  # of --stage all
 SHARES = {"vae": 0.12, "clip": 0.12, "unet": 0.76}  # of its minutes
-DRAWING = 0.05  # of a stage's minutes: to save, to measure, to draw
+DRAWING = 0.07  # of a stage's minutes: to save, to measure, to draw, and for steps that get slower as a machine gets warm
 TIME = "time.json"  # how long it took, and where; beside config.json, which is the same wherever a run is repeated
 
 TRAINING = ("lr", "warmup", "decay", "accumulate", "ema", "optimizer", "every")

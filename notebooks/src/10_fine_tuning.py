@@ -291,8 +291,8 @@ class PlainAverage(md.EMA):
 start = further(before, 3, []).to(device)
 constant = PlainAverage(start.to(memory_format=torch.channels_last), 0.999)
 tuned, going_on = learn(start, md.data.batches(new, BATCH, device, seed=SEED), STEPS, averages=[constant])
-for step, (a, b) in enumerate(zip(from_nothing.values(), going_on.values(), strict=True)):
-    print(f"{step}/8 of the steps: from nothing {a[0]:.3f}, from the old model {b[0]:.3f}")
+for step, a, b in zip(from_nothing, from_nothing.values(), going_on.values(), strict=True):
+    print(f"step {step:3}: from nothing {a[0]:.3f}, from the old model {b[0]:.3f}")
 curves = {"from nothing": from_nothing, "from the old model": going_on}
 md.plot.show_curves(
     {name: (list(seen), [pair[0] for pair in seen.values()]) for name, seen in curves.items()},
@@ -300,8 +300,7 @@ md.plot.show_curves(
 )  # fmt: skip
 
 # %% [markdown]
-# Look at the left end first, and then how long that lasts. (The last line of the table, "9/8",
-# is the end, step 100. The others are twelve steps apart.) **Expected: far behind at step 0, ahead at half of the run, and at
+# Look at the left end first, and then how long that lasts. **Expected: far behind at step 0, ahead at half of the run, and at
 # the end the error is at most 0.85 of the other's. Taken apart by level, the gain is greatest in the middle.**
 
 # %%
