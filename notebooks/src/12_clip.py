@@ -987,10 +987,10 @@ def doubt(clip, own):
     return loss
 
 
-def lead(scale, times, seen_as=lambda x: x):
+def lead(scale, times):
     """The pictures at the end of the led walk, and what they agree in."""
     loss = doubt(eyes, some)
-    led = md.guided(deaf, lambda z: loss(seen_as(shown(z))), scale, through_net=True)
+    led = md.guided(deaf, lambda z: loss(shown(z)), scale, through_net=True)
     x, found = walked(md.between(led, deaf, 0, 0.999), times)
     return x, agreement(found, asked_for)
 

@@ -825,8 +825,8 @@ md.plot.show_images(orphan(wishes, generator=torch.Generator().manual_seed(SEED)
 # `--text` chooses who reads. **joint**, as here: the encoder begins with random long words and learns with the U-Net. **clip**:
 # a CLIP is trained first (chapter 12) and stays frozen, and its features are cached like the latents; that is Stable
 # Diffusion's way, and can pay when CLIP has seen far more than your U-Net will. **tuned**: begun as that CLIP, trained
-# further. Chapter 12 gives a reason to doubt the frozen one: a tower that was trained by contrast alone has no ear for the order
-# of words. So two of the three were trained alike, with the same VAE, scenes, seed and number of steps (1500 of 64, 22 minutes
+# further. Chapter 12 gives a reason to doubt the frozen one: a tower that was trained by contrast alone has no ear for the
+# order of words. So two of the three were trained alike, with the same VAE, scenes, seed and number of steps (1500 of 64, 22 minutes
 # of one core, a quarter of what the hour allows), asked 200 prompts of each task, and lied to, as in section 5:
 #
 # | who reads | one object | colours | two objects | position | binding | a lie about colours | about places |
@@ -836,8 +836,8 @@ md.plot.show_images(orphan(wishes, generator=torch.Generator().manual_seed(SEED)
 #
 # (The lies at $\sigma = 0.6$.) Neither is finished: shapes come last, and both spoil them in every other drawing. But the lies
 # tell already. To the model with the frozen reader, a sentence and the same with its colours exchanged are nearly one, as they
-# were to the tower itself in chapter 12. What features do not hold, no U-Net can read from them. The other one has bound colours,
-# and begins to bind places. That is one training of each; `tuned` has not been measured.
+# were to the tower itself in chapter 12. What features do not hold, no U-Net can read from them. The other one has bound
+# colours, and begins to bind places. That is one training of each; `tuned` has not been measured.
 #
 # | left out | where to read it |
 # |---|---|
