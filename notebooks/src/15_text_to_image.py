@@ -826,8 +826,8 @@ md.plot.show_images(orphan(wishes, generator=torch.Generator().manual_seed(SEED)
 # a CLIP is trained first (chapter 12) and stays frozen, and its features are cached like the latents; that is Stable
 # Diffusion's way, and can pay when CLIP has seen far more than your U-Net will. **tuned**: begun as that CLIP, trained
 # further. Chapter 12 gives a reason to doubt the frozen one: a tower that was trained by contrast alone has no ear for the
-# order of words. So two of the three were trained alike, with the same VAE, scenes, seed and number of steps (1500 of 64, 22 minutes
-# of one core, a quarter of what the hour allows), asked 200 prompts of each task, and lied to, as in section 5:
+# order of words. So two of the three were trained alike, with the same VAE, scenes, seed and number of steps (1500 of 64, 22
+# minutes of one core, a quarter of what the hour allows), asked 200 prompts of each task, and lied to, as in section 5:
 #
 # | who reads | one object | colours | two objects | position | binding | a lie about colours | about places |
 # |---|---:|---:|---:|---:|---:|---:|---:|

@@ -7,7 +7,8 @@ import minidiff as md
 OWN = {
     "NoisyCLIPImage", "agree", "agreement", "ascend", "believed", "colours_of", "contrast", "contrast_full", "contrast_hard",
     "contrast_noisy", "cosines", "differ", "doubt", "exchanged", "finds", "fit", "floor", "lead", "lies", "new_clip", "noised",
-    "seeded", "sentence_log_prob", "share_right", "show_tables", "shown", "steered", "swap_words", "walked", "whole", "with_lies",
+    "seeded", "sentence_log_prob", "share_right", "show_tables", "shown", "steered", "swap_words", "walked", "whole",
+    "with_lies",
 }  # fmt: skip  # share_right is the library's, and compared in the chapter: it lives below the rooms
 
 _RANDOM = torch.Generator().manual_seed(0)
