@@ -510,10 +510,9 @@ md.plot.show_images(
 # ignored but overdone, until the oracle no longer recognises what was asked for. (Stable Diffusion is used at 7.5. The best
 # scale belongs to a model, and has to be measured.)
 #
-# Variety does not fall at all, as far as this count can see: 22 to 25 at every scale from 1 on. (25 of 24? We count circles,
-# and some picture has two.) In section 5 the spread fell at once. It is no contradiction. There are many more kinds of circle
-# than pictures here, so the count notices only a collapse, and within one kind, say "large, red, top left", everything may
-# shrink unseen. A coarse measure is a weak witness.
+# Variety does not fall at all, as far as this count can see: 22 to 24 of 24 at every scale from 1 on. In section 5 the spread
+# fell at once. It is no contradiction. There are many more kinds of circle than pictures here, so the count notices only a
+# collapse, and within one kind, say "large, red, top left", everything may shrink unseen. A coarse measure is a weak witness.
 
 # %%
 marks = {scale: obeyed(asked, sweep[scale]) for scale in scales}
