@@ -1092,14 +1092,10 @@ class NoisyCLIPImage(nn.Module):
 
 
 # %%
-every = [pipe.schedule.at(number) for number in range(1000)]
-alpha, sigma, told_of = (torch.tensor([float(getattr(level, part)) for level in every], device=device)
-                         for part in ("alpha", "sigma", "t"))  # fmt: skip
-
-
-def noised(z, numbers):
-    """Latents z (B, 4, 16, 16), each noised to the level of its number, and what a network is told of that level, (B,)."""
-    return alpha[numbers].view(-1, 1, 1, 1) * z + sigma[numbers].view(-1, 1, 1, 1) * torch.randn_like(z), told_of[numbers]
+def noised(z, t):
+    """Latents z (B, 4, 16, 16), each noised to the level of its timestep, and what a network is told of that level, (B,)."""
+    level = pipe.schedule.at(t)
+    return md.add_noise(z, torch.randn_like(z), level), level.timesteps(z)
 
 
 pair_pixels, pair_captions = md.data.Captioned(PAIRS, 64, seed=SEED, tasks=tasks).tensors()
@@ -1110,8 +1106,8 @@ with torch.no_grad():
 
 
 def contrast_noisy(net, z, y):
-    numbers = torch.searchsorted(sigma, torch.rand(len(z)).to(device)).clamp(max=999)  # sigma is equally likely to be anything
-    return contrastive_loss(net(*noised(z, numbers)) @ pair_texts[y].T, pair_ids[y])
+    t = (1000 * torch.rand(len(z))).ceil().clamp(max=999)  # on a flow t is 1000 sigma: all sigma are equally likely
+    return contrastive_loss(net(*noised(z, t)) @ pair_texts[y].T, pair_ids[y])
 
 
 torch.manual_seed(SEED)
@@ -1222,10 +1218,11 @@ md.plot.show_images(x, titles=titles, columns=min(8, LED), title="told nothing, 
 # - B gives it $\frac{x + 1}{2}$: in [0, 1], and the statistics forgotten.
 #
 # (Our CLIP shifts by itself, so each of them is written as what it must be shown to see that.) **Expected:** neither raises
-# an error, and both still name the colours of most real drawings: who only looks, will not find them. Nor does who leads with
-# them: of 24 drawings each, led as in section 14 with these weights, 25 % obeyed A and 25 % B, and 29 % the right one. It is no
-# proof of innocence. With weights trained for less, 21 % obeyed when led by B and 54 % led rightly: a bug may be harmless for
-# years, until the pictures are others.
+# an error, and both still name the colours of most real drawings: who looks at colours only, will not find them. Shapes are
+# what they cost: A names three in four, B one in three, the right one nine in ten. Who leads with them does not find them
+# either: of 24 drawings each, led as in section 14 with these weights, 25 % obeyed A and 25 % B, and 29 % the right one. It is
+# no proof of innocence. With weights trained for less, 21 % obeyed when led by B and 54 % led rightly: a bug may be harmless
+# for years, until the pictures are others.
 
 # %%
 mean, std = (torch.tensor(rgb, device=device).view(3, 1, 1) for rgb in (MEAN, STD))
@@ -1236,7 +1233,7 @@ for name, shown_as in bugs.items():
     named[name] = [np.mean([kinds[i][k] == kind[k] for i, kind in zip(chosen, kinds, strict=True)]) for k in range(2)]
     print(f"{name:6} names the colour of {named[name][0]:4.0%} of drawings, the shape of {named[name][1]:4.0%}")
 if LONG:
-    assert min(colour for colour, _ in named.values()) > 0.6 and named["right"][1] >= max(named["A"][1], named["B"][1])
+    assert min(colour for colour, _ in named.values()) > 0.6 and named["right"][1] > max(named["A"][1], named["B"][1]) + 0.1
 
 # %% [markdown]
 # ## 18. Any CLIP
