@@ -6,7 +6,7 @@ What is easy comes first, if so wished (Bengio et al. 2009).
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -99,16 +99,28 @@ def long_words(text: CLIPText, std: float = 1.0) -> CLIPText:
     return text
 
 
-def latent_loss(schedule: Schedule, predicts: str, **weighing) -> Callable:
-    """A loss for Trainer, on batches of Lessons; weighing: `min_snr` or `measured` of diffusion_loss.
-
-    On a CPU its attention is plain matrix products: with so few positions torch's fused one is ten times as slow backwards.
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention by plain matrix products, in the precision of what surrounds it: for training on few positions on a CPU, where
+    torch's fused one is ten times as slow backwards, and its plain one goes by float32 and back unless told otherwise.
     """
+    switches = torch.backends.cuda  # where this one lives, though CPUs heed it
+    before = switches.fp16_bf16_reduction_math_sdp_allowed()
+    switches.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        switches.allow_fp16_bf16_reduction_math_sdp(before)
+
+
+def latent_loss(schedule: Schedule, predicts: str, **weighing) -> Callable:
+    """A loss for Trainer, on batches of Lessons; weighing: `min_snr` or `measured` of diffusion_loss."""
 
     def loss(net: nn.Module, z: Tensor, given: dict[str, Tensor]) -> Tensor:
         beside = given.get("beside")
         ask = net if beside is None else lambda x, t, context: net(torch.cat([x, beside], dim=1), t, context=context)
-        with sdpa_kernel(SDPBackend.MATH) if z.device.type == "cpu" else nullcontext():
+        with plain_attention() if z.device.type == "cpu" else nullcontext():
             return diffusion_loss(ask, z, schedule, predicts, **weighing, context=given["context"])
 
     return loss

@@ -19,8 +19,8 @@ from .ema import EMA
 from .muon import Muon
 
 
-def adamw(net: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), fused: one pass over memory instead of several, a third of the time."""
+def adamw(net: nn.Module, lr: float, bf16: bool = False) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), fused: one pass over memory, a third of the time; with or without bf16 the same."""
     return torch.optim.AdamW(net.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
 
@@ -39,7 +39,7 @@ class TrainConfig:
     accumulate: int = 1  # batches whose gradients are added up into one step
     ema: float = 0.999  # decay of the averaged weights
     clip: float = 1.0  # largest norm of a gradient
-    bf16: bool = False  # run the network in bfloat16 where that is safe (autocast)
+    bf16: bool = False  # run the network in bfloat16 where that is safe (autocast), and find Muon's directions in it
     seed: int = 0  # of everything random
     every: int = 500  # steps between checkpoints and previews; 0 for none on the way
 
@@ -71,7 +71,7 @@ class Trainer:
 
     def __init__(self, net: nn.Module, loss: Callable[[nn.Module, Tensor, Tensor | None], Tensor], config: TrainConfig):
         self.net, self.loss, self.config = net, loss, config
-        self.optimizer = OPTIMIZERS[config.optimizer](net, config.lr)
+        self.optimizer = OPTIMIZERS[config.optimizer](net, config.lr, bf16=config.bf16)
         self.ema = EMA(net, config.ema)
         self.losses: list[float] = []  # one a step, so its length is the number of steps done
 
