@@ -32,6 +32,22 @@ def test_it_is_newton_schulz():
     assert_close(orthogonalise(matrix.float()), x.float(), atol=1e-4, rtol=0)
 
 
+def test_of_a_stack_each_matrix_is_taken_for_itself():
+    torch.manual_seed(0)
+    for shape in ((5, 12), (12, 5)):
+        stack = torch.randn(3, *shape, dtype=torch.float64) * torch.tensor([1.0, 100.0, 0.01]).view(3, 1, 1)
+        assert_close(orthogonalise(stack), torch.stack([orthogonalise(matrix) for matrix in stack]))
+
+
+@given(st.integers(2, 64), st.integers(2, 200), st.integers(0, 1000))
+def test_directions_bear_bfloat16(m, n, seed):
+    torch.manual_seed(seed)
+    matrix = torch.randn(m, n)
+    rough, exact = orthogonalise(matrix.bfloat16()), orthogonalise(matrix)
+    assert rough.dtype == torch.bfloat16
+    assert torch.linalg.matrix_norm(rough.float() - exact, 2) < 0.2 and torch.linalg.matrix_norm(rough.float(), 2) < 1.3
+
+
 def test_no_direction_is_forgotten():
     weak = torch.diag(torch.tensor([1.0, 0.1, 0.02]))
     assert orthogonalise(weak).diagonal().min() > 0.6
@@ -79,6 +95,35 @@ def test_a_matrix_moves_along_the_nesterov_mean_of_its_gradients_and_decays():
         ahead = 0.1 * grad + 0.9 * mean
         weight = weight - 0.1 * 0.5 * weight - 0.1 * 0.2 * 6**0.5 * orthogonalise(ahead)
     assert_close(layer.weight.detach(), weight)
+
+
+def test_layers_of_one_shape_step_as_each_would_alone():
+    def layers():
+        torch.manual_seed(0)
+        made = [nn.Linear(6, 8), nn.Linear(6, 8), nn.Conv2d(2, 5, 3), nn.Linear(8, 6)]
+        gradients = [[torch.randn(layer.weight.shape) for _ in range(3)] for layer in made]
+        gradients[0][1] = None  # one that is left out for once
+        return [*zip(made, gradients, strict=True)]
+
+    def way(some, bf16=False):
+        before = [layer.weight.detach().clone() for layer, _ in some]
+        optimizer = Muon(nn.ModuleList(layer for layer, _ in some), 0.1, bf16=bf16)
+        for step in range(3):
+            for layer, gradients in some:
+                layer.weight.grad = gradients[step]
+            optimizer.step()
+        return [layer.weight.detach() - start for (layer, _), start in zip(some, before, strict=True)]
+
+    alone = [way([one])[0] for one in layers()]
+    assert_close(way(layers()), alone)
+    for rough, exact in zip(way(layers(), bf16=True), alone, strict=True):
+        assert rough.dtype == torch.float32 and 0 < (rough - exact).norm() < 0.1 * exact.norm()
+
+
+def test_a_weight_that_two_layers_share_moves_once():
+    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    second.weight = first.weight
+    assert [len(group["params"]) for group in Muon(nn.Sequential(first, second), 0.1).param_groups] == [1]
 
 
 def test_memory_layout_changes_no_step():

@@ -6,13 +6,15 @@ from itertools import islice
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minidiff.diffusion import Schedule, diffusion_loss
 from minidiff.nets import VAE, CLIPText, Discriminator, Pixels, UNet, hinge
 from minidiff.training import TrainConfig, Trainer, load, save
 from minidiff.training.autoencoder import Judged, autoencoder_loss, encode, measure, sure_of_itself
 from minidiff.training.cache import cached, fingerprint
-from minidiff.training.latent import Lessons, Reader, deal, latent_loss, widened
+from minidiff.training.latent import Lessons, Reader, deal, latent_loss, plain_attention, widened
 
 
 def shaken(net):
@@ -217,6 +219,25 @@ def test_the_latent_loss_is_that_of_diffusion_with_more_in_sight():
     given = {"context": context, "beside": torch.randn(3, 5, 4, 4)}
     torch.manual_seed(1)
     torch.testing.assert_close(latent_loss(schedule, "x0", measured="flow")(wide, z, given), wanted)  # zeros as yet
+
+
+def test_plain_attention_is_attention_stays_in_bfloat16_and_leaves_no_trace():
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append((func.overloadpacket.__name__, args[0].dtype if args and isinstance(args[0], torch.Tensor) else None))
+            return func(*args, **(kwargs or {}))
+
+    q, k, v = torch.randn(3, 2, 2, 5, 8)
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    with pytest.raises(KeyError), plain_attention():
+        torch.testing.assert_close(scaled_dot_product_attention(q, k, v), (q @ k.mT / 8**0.5).softmax(3) @ v)
+        with Watch():
+            assert scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).dtype == torch.bfloat16
+        raise KeyError
+    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
+    assert [kind for name, kind in seen if "mm" in name] == 2 * [torch.bfloat16]
 
 
 @pytest.mark.parametrize("options", [{}, {"patch": 2}, {"shortcut": True}, {"num_classes": 4, "class_channels": 2}])
