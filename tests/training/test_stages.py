@@ -230,13 +230,13 @@ def test_plain_attention_is_attention_stays_in_bfloat16_and_leaves_no_trace():
             return func(*args, **(kwargs or {}))
 
     q, k, v = torch.randn(3, 2, 2, 5, 8)
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(False)  # as it is by itself
     with pytest.raises(KeyError), plain_attention():
         torch.testing.assert_close(scaled_dot_product_attention(q, k, v), (q @ k.mT / 8**0.5).softmax(3) @ v)
         with Watch():
             assert scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).dtype == torch.bfloat16
         raise KeyError
-    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     assert [kind for name, kind in seen if "mm" in name] == 2 * [torch.bfloat16]
 
 
