@@ -63,22 +63,23 @@ def show_tradeoff(sweep: dict[float, list[Row]], variety: dict[float, Diversity]
     costs = {"diversity of open facts": [_share(d.facts, real.facts) for d in variety.values()],
              "distance of images": [_share(d.distance, real.distance) for d in variety.values()]}  # fmt: skip
     costs = {name: line for name, line in costs.items() if any(x == x for x in line)}  # nan, where nothing was measured
+    heard = [i for i, scale in enumerate(scales) if scale] or [*range(len(scales))]  # at 0 the prompt is not: far from all else
     with matplotlib.rc_context(STYLE):
-        figure = Picture(figsize=(12.5, 4.8), dpi=DPI, layout="constrained")
-        left, right = figure.subplots(1, 2)
+        figure = Picture(figsize=(5.6 + 4.2 * len(costs), 4.8), dpi=DPI, layout="constrained")
+        left, *others = figure.subplots(1, 1 + len(costs), width_ratios=[1.3] + [1] * len(costs), squeeze=False)[0]
         left.plot(scales, buys, color=CURVES[0], marker="o", label="obeyed, mean of tasks")
-        looks = (CURVES[1], "--", "left", (7, 5)), (CURVES[2], "-.", "right", (-7, -15))
-        for (name, line), (colour, dashes, side, nudge) in zip(costs.items(), looks[: len(costs)], strict=True):
+        looks = [(CURVES[1], "--"), (CURVES[2], "-.")][: len(costs)]
+        for right, (name, line), (colour, dashes) in zip(others, costs.items(), looks, strict=True):
             left.plot(scales, line, color=colour, linestyle=dashes, marker="o", label=name)
-            right.plot(line, buys, color=colour, linestyle=dashes, marker="o")
-            for scale, x, y in zip(scales, line, buys, strict=True):
-                if x == x:
-                    right.annotate(f"{scale:g}", (x, y), nudge, textcoords="offset points", color=colour, fontsize=11, ha=side)
+            right.plot([line[i] for i in heard], [buys[i] for i in heard], color=colour, linestyle=dashes, marker="o")
+            for i in heard:
+                if line[i] == line[i]:
+                    right.annotate(f"{scales[i]:g}", (line[i], buys[i]), (7, 5), textcoords="offset points", fontsize=11)
+            right.set(xlabel=f"{name}, % of real scenes'", ylabel="obeyed, %", title="one against the other; numbers: scales")
+            right.margins(0.15)
         left.set(xlabel=GUIDANCE, ylabel="%, diversity: of that of real scenes", xticks=scales, ylim=(-5, 105),
                  title="what guidance buys, and what it costs")
         left.xaxis.set_major_formatter("{x:g}")
-        right.set(xlabel="diversity, % of that of real scenes", ylabel="obeyed, %", xlim=(-5, 105), ylim=(-5, 105),
-                  title="one against the other; numbers: guidance scales")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure.to(file)
 
