@@ -3,12 +3,13 @@
   python -m minidiff edit puppy.png --from "a photograph of a puppy" --to "a photograph of a kitten" --model FOLDER
   python -m minidiff edit puppy.png --to "a puppy, oil on canvas" --strength 0.6 --model FOLDER
   python -m minidiff edit puppy.png --to "a cat on a bench" --mask mask.png --model FOLDER
-  python -m minidiff edit --scene 7 --to "a small blue star on a black background"
+  python -m minidiff edit --scene 7 --to "a small blue star on a black background" --start 5
 
 With --from: the noise from which the picture would have come, and from there, or from --start steps on, down again after the
 other words (DDIM inversion); --by difference does without, and moves by what the two sentences say differently. With
 --strength: noised that far and denoised. With --mask: new where the mask is white. A --scene is a drawing in place of a file,
-such as our own models learn from, and needs no --from.
+such as our own models learn from, and needs no --from. A new colour or shape bears 10 steps of 50 left out; a new background
+does not, and comes out grey between the old and the new.
 """
 
 import torch
