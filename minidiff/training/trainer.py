@@ -126,8 +126,8 @@ class Trainer:
         tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64), "ema_updates": torch.tensor(self.ema.updates)}
         tensors |= {f"net.{name}": value for name, value in self.net.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.net.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        for name, p in self.net.named_parameters():
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in self.optimizer.state.get(p, {}).items()}
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_tensors(Path(folder) / "trainer.safetensors", tensors)
 
@@ -136,16 +136,19 @@ class Trainer:
         tensors = read_tensors(Path(folder) / "trainer.safetensors")
         prefixes = ("net.", "ema.", "optimizer.")
         part = {p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in prefixes}
-        if part["net."].keys() != self.net.state_dict().keys():
-            raise ValueError(f"{folder} holds the state of another network: resume with the options it was started with")
+        parameters, states = dict(self.net.named_parameters()), {}
+        known = {key.rpartition(".")[0] for key in part["optimizer."]} <= parameters.keys()  # momenta go by name, not by order
+        if part["net."].keys() != self.net.state_dict().keys() or not known:
+            raise ValueError(f"{folder} holds the state of another network: resume with the options, and the version of "
+                             "minidiff, that it was started with")
         self.net.load_state_dict(part["net."])
         self.ema.net.load_state_dict(part["ema."])
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        states = {}
+        order = {id(p): i for i, p in enumerate(p for group in self.optimizer.param_groups for p in group["params"])}
         for key, value in part["optimizer."].items():
-            index, name = key.split(".")
+            name, _, what = key.rpartition(".")
+            p = parameters[name]
             if value.ndim:  # a fused optimizer walks memory: moments must lie as their parameter does, channels last
-                value = torch.empty_like(parameters[int(index)]).copy_(value)
-            states.setdefault(int(index), {})[name] = value
+                value = torch.empty_like(p).copy_(value)
+            states.setdefault(order[id(p)], {})[what] = value
         self.optimizer.load_state_dict({"state": states, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.ema.updates, self.losses = int(tensors["ema_updates"]), tensors["losses"].tolist()

@@ -10,7 +10,7 @@ from minidiff.diffusion import Schedule, diffusion_loss
 from minidiff.nets import DiT, MMDiT, UNet
 from minidiff.pipelines import ClassToImage
 from minidiff.training import EMA, TrainConfig, Trainer, load, save
-from minidiff.training.checkpoint import load_weights, write_file
+from minidiff.training.checkpoint import load_weights, read_tensors, write_file, write_tensors
 from minidiff.training.trainer import OPTIMIZERS
 
 TINY = {"in_channels": 1, "out_channels": 1, "channels": (8, 16), "attention": (False, True), "layers": 1, "num_classes": 3}
@@ -86,6 +86,24 @@ def test_a_run_cut_in_two_ends_where_the_whole_run_does(tmp_path, build, optimiz
     second.fit(data(start=10), progress=False)
     assert same(second.net, whole.net) and same(second.ema.net, whole.ema.net)
     assert second.losses == whole.losses
+
+
+def test_momenta_are_kept_by_name_and_those_of_nobody_refused(tmp_path):
+    trainer = Trainer(tiny(), loss, TrainConfig(steps=2, every=0))
+    trainer.fit(data(), progress=False)
+    trainer.save_state(tmp_path)
+    file = tmp_path / "trainer.safetensors"
+    state = read_tensors(file)
+    for name, p in trainer.net.named_parameters():
+        for key, value in trainer.optimizer.state[p].items():
+            assert state[f"optimizer.{name}.{key}"].equal(value)
+    key = next(key for key in state if key.startswith("optimizer."))
+    write_tensors(file, {k if k != key else "optimizer.0.mean": value for k, value in state.items()})
+    other = Trainer(tiny(), loss, TrainConfig(steps=2))
+    before = [p.clone() for p in other.net.parameters()]
+    with pytest.raises(ValueError, match="state of another network"):
+        other.load_state(tmp_path)
+    assert all(p.equal(q) for p, q in zip(other.net.parameters(), before, strict=True))
 
 
 def test_accumulated_batches_are_one_large_batch():
