@@ -116,6 +116,19 @@ def test_minutes_become_steps_that_are_kept(tmp_path, capsys):
     assert main([*options, str(tmp_path / "counted"), "--steps", str(steps)]) == 0
     assert digests(tmp_path / "timed") == digests(tmp_path / "counted")
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--stage", "all", "--set", "unet.compile=True"], ["--compile"]])
+def test_without_a_compiler_nothing_is_begun(tmp_path, monkeypatch, capsys, options):
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch.compiler.reset()
+    with config.patch({"cpp.cxx": (None, str(tmp_path / "no-such-compiler"))}):
+        assert main(["train", "--device", "cpu", "--out", str(tmp_path / "run"), *options]) == 2
+    assert "needs a C++ compiler" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    torch.compiler.reset()
+
+
 def test_eval_compares_with_real_images(tmp_path, pictures, capsys):
     run = ["train", "--data", str(pictures), "--steps", "2", "--out", str(tmp_path / "run"), *TINY]
     assert main(run) == 0

@@ -51,14 +51,25 @@ def open_data(name: str, size: int | None, split: str = "train", limit: int | No
     return Images(*scenes.tensors(), scenes.classes)
 
 
+def check_compiler(device: str) -> None:
+    """ValueError where torch.compile does not work: a CPU needs a C++ compiler and Python's headers for it."""
+    try:
+        torch.compile(torch.cos)(torch.zeros(2, device=device))
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()[0]
+        raise ValueError("torch.compile needs a C++ compiler and Python's headers, on Debian g++ and python3-dev: install "
+                         f"them, or train without compile; it says: {said}") from error  # fmt: skip
+
+
 def steps_in(minutes: float, trainer: Trainer, feed, probe: int = 8) -> int:
-    """How many steps fit, by the median of the first few."""
-    times = []
+    """How many steps fit after the first few, by the median of these."""
+    began, times = time.perf_counter(), []
     for _ in range(probe):
-        began = time.perf_counter()
+        before = time.perf_counter()
         trainer.one_step(feed)
-        times.append(time.perf_counter() - began)
-    return max(1, int(60 * minutes / sorted(times)[probe // 2]))
+        times.append(time.perf_counter() - before)
+    left = 60 * minutes - (time.perf_counter() - began)  # the first one compiles, if any does
+    return max(1, int(left / sorted(times)[probe // 2]))
 
 
 def write_json(file: str | Path, found: dict) -> None:

@@ -18,7 +18,7 @@ from .. import plot
 from ..data.captions import TASKS
 from ..training import TrainConfig, Trainer
 from ..training.checkpoint import read_json, write_file
-from .common import fast_in_bf16, machine, pick_device, steps_in
+from .common import check_compiler, fast_in_bf16, machine, pick_device, steps_in
 from .works import WORKS, Job, Work, unfinished
 
 ORDER = ("vae", "clip", "unet")  # of --stage all
@@ -26,7 +26,7 @@ SHARES = {"vae": 0.12, "clip": 0.12, "unet": 0.76}  # of its minutes
 DRAWING = 0.07  # of a stage's minutes: to save, to measure, to draw, and for steps that get slower as a machine gets warm
 TIME = "time.json"  # how long it took, and where; beside config.json, which is the same wherever a run is repeated
 
-TRAINING = ("lr", "warmup", "decay", "accumulate", "ema", "optimizer", "every")
+TRAINING = ("lr", "warmup", "decay", "accumulate", "ema", "optimizer", "every", "compile")
 RUN = {"steps": 4000, "batch": 64, "scenes": 40_000} | {name: getattr(TrainConfig, name) for name in TRAINING}
 TEXT = {"length": 36, "text_dim": 128, "text_layers": 2, "text_heads": 2}  # of a text encoder that learns with the U-Net
 DIFFUSION = {
@@ -78,6 +78,8 @@ def run(args) -> None:
     if args.stage == "all" and args.variant != "base":
         raise ValueError("--stage all trains a base: then --stage unet --variant inpaint goes on from it")
     named = {stage: chosen(stage, args, several=len(stages) > 1) for stage in stages}  # what is wrong is found before the first
+    if any(settings.compile for settings in named.values()):
+        check_compiler(pick_device(args.device))
     for number, stage in enumerate(stages, 1):
         fresh = args.fresh_cache or (args.stage == "all" and not args.resume)
         job = Job(stage, Path(args.out), named[stage], pick_device(args.device), args.seed, args.text, args.variant, fresh)

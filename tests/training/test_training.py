@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 
 import pytest
 import torch
@@ -86,6 +87,31 @@ def test_a_run_cut_in_two_ends_where_the_whole_run_does(tmp_path, build, optimiz
     second.fit(data(start=10), progress=False)
     assert same(second.net, whole.net) and same(second.ema.net, whole.ema.net)
     assert second.losses == whole.losses
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_network_learns_the_same_and_can_be_gone_on_with_uncompiled(tmp_path):
+    asked = []
+
+    def mse(net, x, y):
+        asked.append(net)
+        return ((net(x.flatten(1)) - x.flatten(1)) ** 2).mean()
+
+    def build(**options):
+        torch.manual_seed(0)
+        return Trainer(nn.Sequential(nn.Linear(64, 8), nn.SiLU(), nn.Linear(8, 64)), mse, TrainConfig(warmup=2, **options))
+
+    plain, compiled = build(steps=4), build(steps=4, compile=True)
+    for trainer in (plain, compiled):
+        trainer.fit(data(), progress=False)
+    assert asked[0] is plain.net and asked[-1] is not compiled.net  # or nothing was compiled
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-4) and len(set(compiled.losses)) == 4
+    compiled.save_state(tmp_path)
+    other = build(steps=5)
+    other.load_state(tmp_path)
+    assert same(other.net, compiled.net) and same(other.ema.net, compiled.ema.net)
+    assert len(other.fit(data(start=4), progress=False)) == 5
 
 
 def test_momenta_are_kept_by_name_and_those_of_nobody_refused(tmp_path):
