@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import platform
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -115,6 +118,27 @@ def test_minutes_become_steps_that_are_kept(tmp_path, capsys):
     assert f"--steps {steps} repeats this run" in capsys.readouterr().out
     assert main([*options, str(tmp_path / "counted"), "--steps", str(steps)]) == 0
     assert digests(tmp_path / "timed") == digests(tmp_path / "counted")
+
+FAULTS = """
+import resource, sys, torch
+from minidiff.commands.common import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory()
+for k in range(21):
+    if k == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(10_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own ways")
+def test_memory_that_is_kept_is_not_asked_for_again():
+    """Pages handed out anew, for 40 MB that are taken and given back twenty times."""
+    kept, plain = (int(subprocess.check_output([sys.executable, "-c", FAULTS, way])) for way in ("kept", "plain"))
+    assert kept < plain / 10
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--stage", "all", "--set", "unet.compile=True"], ["--compile"]])

@@ -1,6 +1,7 @@
 """What several commands need: a device, a dataset by name, precision, how many steps fit into the time there is."""
 
 import argparse
+import ctypes
 import json
 import platform
 import time
@@ -49,6 +50,18 @@ def open_data(name: str, size: int | None, split: str = "train", limit: int | No
         return load_images(name, size=size, split=split, limit=limit, channels=channels)
     scenes = Shapes(limit or 8192, size or 32, seed=0 if split == "train" else 1)
     return Images(*scenes.tensors(), scenes.classes)
+
+
+def keep_memory() -> None:
+    """Have the C library keep what one step gives back, for the next one: else Linux hands it out anew, page by page.
+
+    That is a tenth to a third of a training step on a CPU (docs/results.md). Where there is no glibc, nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
+        libc = ctypes.CDLL(None)
+        for what in (mmap_threshold, trim_threshold):
+            libc.mallopt(what, 2_000_000_000)  # bytes; the most that fits its C int, nearly
 
 
 def check_compiler(device: str) -> None:

@@ -21,7 +21,7 @@ from ..data import Images, Shapes, batches, read_shapes
 from ..nets import UNet
 from ..pipelines import ClassToImage
 from ..training import TrainConfig
-from .common import device_argument, fast_in_bf16, pick_device
+from .common import device_argument, fast_in_bf16, keep_memory, pick_device
 from .train import finish, make_trainer
 
 SHAPES, COLOURS = ("circle", "square", "triangle", "star"), ("red", "yellow", "green", "blue")
@@ -36,6 +36,7 @@ def arguments(parser):
 
 
 def run(args):
+    keep_memory()
     began, device, out = time.perf_counter(), pick_device(args.device), Path(args.out)
     scenes = Shapes(4096, size=32, seed=args.seed, shapes=SHAPES, colours=COLOURS, backgrounds=["white"], sizes=["large"])
     images = Images(*scenes.tensors(), scenes.classes)

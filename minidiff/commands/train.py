@@ -32,7 +32,7 @@ from ..training import TrainConfig, Trainer
 from ..training.checkpoint import write_file
 from ..training.trainer import OPTIMIZERS
 from . import stages
-from .common import check_compiler, device_argument, fast_in_bf16, open_data, pick_device, steps_in
+from .common import check_compiler, device_argument, fast_in_bf16, keep_memory, open_data, pick_device, steps_in
 
 NAME, HELP = "train", "train a model on images"
 PATCH = {"unet": 2, "dit": 4}  # pixels per side
@@ -102,6 +102,7 @@ def arguments(parser):
 
 
 def run(args):
+    keep_memory()
     if args.stage:
         stages.run(args)
         return
