@@ -261,5 +261,7 @@ def test_bench_oracle_prints_and_writes_a_row_for_every_damage(tmp_path, capsys)
     assert [row["damage"] for row in rows][::5] == ["clean", "noise 0.2", "half size"] and len(rows) == 11
     assert rows[0]["recall"]["object"] == rows[0]["count"] == 1 and set(rows[0]["refused"].values()) == {1}
     assert all(f"| {row['damage']} |" in told for row in rows)
+    assert main(["bench", "oracle", "--n", "1", "--size", "32", "--seed", "1", "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["rows"] != rows and "seed 1. In %" in capsys.readouterr().out  # another scene
     assert main(["bench", "oracle", "--n", "0"]) == 2
     assert "0 scenes of 64 pixels" in capsys.readouterr().err

@@ -3,6 +3,7 @@
   python -m minidiff bench samplers --plot errors.png
   python -m minidiff bench oracle --vae runs/sd/vae --plot oracle.png
   python -m minidiff bench editing --model shapes --plot edits.png
+  python -m minidiff bench training --json pace.json
 """
 
 import importlib.util
@@ -15,11 +16,11 @@ from tqdm.auto import tqdm
 
 from ..evaluation import benchmark, calibration
 from ..pretrained import load_vae
-from . import editing
+from . import editing, pace
 from .common import write_json
 from .parity import TESTS
 
-NAME, HELP = "bench", "measure samplers, edits, or the oracle that marks drawings"
+NAME, HELP = "bench", "measure samplers, edits, steps of training, or the oracle that marks drawings"
 NOTES = """
 10 to 50 steps: the error of such walks, {spacing} levels of Stable Diffusion's schedule to CLEAN, on a mixture of three
 Gaussians: root mean square over quantiles. 20 calls: of the longest walk that asks the network so often. Where the order
@@ -38,28 +39,34 @@ def arguments(parser):
                                  description=calibration.__doc__, formatter_class=parser.formatter_class)  # fmt: skip
     oracle.add_argument("--n", type=int, default=300, help="scenes, and images of each kind of no shape")
     oracle.add_argument("--size", type=int, default=64, help="pixels a side")
+    oracle.add_argument("--seed", type=int, default=0, help="of the scenes, and of what is no shape")
     oracle.add_argument("--vae", metavar="FOLDER", help="an autoencoder's: what it gives back is one damage more")
     oracle.add_argument("--plot", metavar="FILE.png", help="draw precision, recall and refusals against damage")
     edits = subjects.add_parser("editing", help="edits that do what they are told and nothing else; inversion's way back",
                                 description=editing.__doc__, formatter_class=parser.formatter_class)  # fmt: skip
     editing.arguments(edits)
-    for subject in (samplers, oracle, edits):
+    training = subjects.add_parser("training", help="what a step costs here, and whether compiling pays",
+                                   description=pace.__doc__, formatter_class=parser.formatter_class)  # fmt: skip
+    pace.arguments(training)
+    for subject in (samplers, oracle, edits, training):
         subject.add_argument("--json", metavar="FILE", help="write every figure that was measured")
 
 
 def run(args):
-    {"samplers": bench_samplers, "oracle": bench_oracle, "editing": editing.run}[args.subject](args)
+    rooms = {"samplers": bench_samplers, "oracle": bench_oracle, "editing": editing.run, "training": pace.run}
+    rooms[args.subject](args)
 
 
 def bench_oracle(args):
     """Print, write and draw what `calibrate` finds."""
     rebuild = None if args.vae is None else _rebuilder(args.vae)
-    rows = list(tqdm(calibration.calibrate(args.n, args.size, rebuild=rebuild), unit="damage"))
+    rows = list(tqdm(calibration.calibrate(args.n, args.size, args.seed, rebuild), unit="damage"))
     print(calibration.table(rows))
-    print(f"\n{args.n} scenes of one and two objects, {args.size} x {args.size}. In %: recall of every attribute, and of all")
-    print("but position at once, precision of the same, images with the right count; then what is no shape and was refused.")
+    print(f"\n{args.n} scenes of one and two objects, {args.size} x {args.size}, seed {args.seed}. In %: recall of every")
+    print("attribute, and of all but position at once, precision of the same, images with the right count; then what is no")
+    print("shape and was refused.")
     if args.json:
-        write_json(args.json, {"n": args.n, "size": args.size, "rows": [asdict(row) for row in rows]})
+        write_json(args.json, {"n": args.n, "size": args.size, "seed": args.seed, "rows": [asdict(row) for row in rows]})
     if args.plot:
         from ..plot import show_curves
 

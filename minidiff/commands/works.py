@@ -154,8 +154,7 @@ def unet(job: Job) -> Work:
         channels = model.vae.config["latent_channels"]
         if job.variant != "base":
             return widened(StableDiffusion.from_pretrained(base).unet, channels + lessons.beside.shape[1])
-        net = UNet(channels, channels, s.channels, s.attention, s.layers, model.text_encoder.config["dim"],
-                   patch=s.patch, shortcut=s.shortcut, depth=s.depth)  # fmt: skip
+        net = new_unet(s, channels, model.text_encoder.config["dim"])
         if job.learns_to_read:
             tuned = job.text == "tuned"
             net = Reader(net, load_clip_text(job.out / "clip") if tuned else reader(model.tokenizer, *text_sizes(s)))
@@ -228,6 +227,12 @@ def reader(tokenizer: Tokenizer, dim: int, layers: int, heads: int, projection: 
     """An untrained text encoder for what this tokenizer writes."""
     return long_words(CLIPText(len(tokenizer.vocab), tokenizer.length, dim, layers, heads, projection=projection,
                                eos=tokenizer.end))  # fmt: skip
+
+
+def new_unet(s: SimpleNamespace, channels: int, context_dim: int) -> UNet:
+    """An untrained U-Net of the sizes in `s`."""
+    return UNet(channels, channels, s.channels, s.attention, s.layers, context_dim,
+                patch=s.patch, shortcut=s.shortcut, depth=s.depth)  # fmt: skip
 
 
 def text_sizes(s: SimpleNamespace) -> tuple[int, int, int]:
