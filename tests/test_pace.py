@@ -44,7 +44,8 @@ def test_steps_go_through_what_was_compiled(monkeypatch):
 
 def test_the_verdict_says_from_how_many_steps_on_compiling_pays():
     assert verdict([PLAIN, FAST]) == " Compiling pays after 320 steps."  # 80 s, a quarter of a second at a time
-    assert verdict([PLAIN, FAST._replace(steps=[1.0])]) == " Compiling does not pay here."
+    for step in (0.97, 1.0, 1.2):  # three in a hundred may be chance
+        assert verdict([PLAIN, FAST._replace(steps=[step])]) == " Compiling does not pay here."
     assert verdict([PLAIN]) == verdict([FAST]) == ""
 
 
