@@ -41,6 +41,7 @@ BATCH = 256  # points in a batch
 POINTS = 2000  # in every cloud that is sampled  # quick: 500
 CLOSE = 0.03  # how far above its floor the loss may end, as a share of it  # quick: 0.15
 TOLD = 3  # how many times better a network is that is told t  # quick: 1.2
+DROWNED = 10  # how many times worse a network is that gets t raw  # quick: 1.5
 NEAR = 4  # how far from the data a sampled cloud may lie, in distances between data and data  # quick: 10
 
 # %% [markdown]
@@ -658,7 +659,7 @@ md.plot.show_curves({name: (middles, excess) for name, excess in damage.items()}
                     ylabel="excess over the floor", yscale="log", title="bugs, by level")  # fmt: skip
 
 # %%
-assert times["raw t"] > 10 and times["one t a batch"] > 1.5 and max(times["t / T"], times["backward(loss)"]) < 3
+assert times["raw t"] > DROWNED and times["one t a batch"] > 1.5 and max(times["t / T"], times["backward(loss)"]) < 3
 
 # %% [markdown]
 # ## 11. What we left out

@@ -281,7 +281,7 @@ class TimeEmbedding(nn.Module):
 def same(mine, theirs, *question):
     """Give `mine` the weights of `theirs`, with nothing left at zero, and hold it to the same answers."""
     mine.load_state_dict(awaken(theirs).state_dict())
-    assert_close(mine(*question), theirs(*question), rtol=1e-5, atol=1e-6)
+    assert_close(mine(*question), theirs(*question))
     return f"{type(mine).__name__}: {count(mine):,} parameters, equal"
 
 

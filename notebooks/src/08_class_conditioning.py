@@ -173,7 +173,7 @@ md.plot.show_curves(
 start = torch.randn(2, C, 32, 32)
 levels = schedule.levels(25, "trailing")
 drawn = [md.sample(md.ddim, denoise, start, levels, progress=False) for denoise in (everything, *of_class)]
-far = torch.cdist(drawn[1 + SNEAKER].flatten(1), x0[y == SNEAKER].flatten(1)).amin(1)
+far = torch.cdist(drawn[1 + SNEAKER].flatten(1).double(), x0[y == SNEAKER].flatten(1).double()).amin(1)
 assert far.max() < 0.1  # each is, to the last grey, a sneaker of the set
 md.plot.show_images(torch.stack(drawn, 1).flatten(0, 1), columns=11, column_labels=["any", *classes], title="no network")
 
