@@ -54,7 +54,7 @@ def test_one_command_measures_everything(made, tmp_path, capsys):
     assert all(Image.open(out / name).size[0] > 800 for name in ("alignment.png", "tradeoff.png", "bias.png"))
     found = json.loads((out / "eval.json").read_text(), parse_constant=pytest.fail)  # no NaN, which is no JSON
     assert {name: found[name] for name in ("seed", "n", "sweep_n", "steps", "sampler", "size")} == {
-        "seed": 3, "n": 2, "sweep_n": 1, "steps": 2, "sampler": "dpmpp_2m", "size": 16}  # fmt: skip
+        "seed": 3, "n": 2, "sweep_n": 1, "steps": 2, "sampler": "ddim", "size": 16}  # fmt: skip
     assert found["scale"] in (0, 2) and len(found["ruler"]) == len(found["unet"]) == 16 and "torch" in found["versions"]
     rows = [(row["task"], row["held_out"]) for row in found["alignment"]]
     assert rows == [(task, False) for task in TASKS] + [("colours", True), ("attribute binding", True)]
@@ -76,6 +76,17 @@ def test_the_same_seed_finds_the_same(made, tmp_path, undrawn):
     a, b, c = (json.loads((tmp_path / name / "eval.json").read_text()) | {"minutes": 0, "seed": 0} for name in "abc")
     assert a == b != c
     assert a["sweep"][0]["alignment"] == a["alignment"] and a["sampler"] == "ddpm"  # one scale: nothing to choose
+
+
+def test_it_walks_as_the_model_would_by_itself(tmp_path, undrawn):
+    model(tmp_path / "mine")
+    pipe = md.StableDiffusion.from_pretrained(tmp_path / "mine")
+    pipe.steps, pipe.recipe = 3, own.OwnRecipe({"name": "flow"}, "x0", sampler="ddpm")
+    pipe.save(tmp_path / "mine")
+    few = [*FEW[: FEW.index("--steps")], "--ruler", "none", "--guidance", "1", "--tasks", "one object"]
+    assert main(["eval", str(tmp_path / "mine"), *few]) == 0
+    found = json.loads((tmp_path / "mine" / "eval" / "eval.json").read_text())
+    assert (found["steps"], found["sampler"]) == (3, "ddpm")
 
 
 def test_without_a_ruler_the_rest_is_measured(made, tmp_path):

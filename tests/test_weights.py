@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 import minidiff as md
-from minidiff.commands import train
+from minidiff.commands import stages, train
 from minidiff.data.captions import TASKS
 from minidiff.data.oracle import read_shapes
 from minidiff.evaluation.alignment import Walk, alignment, mean_share, questions
@@ -50,7 +50,7 @@ def test_all_weights_are_in_half_precision_and_finite():
                 assert tensor.dtype == torch.float16 and tensor.isfinite().all(), (file, name)
 
 
-def test_the_card_says_how_each_part_was_trained():
+def test_the_card_says_how_each_part_was_trained(pipe):
     card = (SHAPES / "README.md").read_text()
     rows = re.findall(r"^\| (.+?) \| [\d,]+ \| [\d.]+ on (.+?) \| `python -m minidiff train (.+?)` \|$", card, re.MULTILINE)
     assert {name.split(",")[0] for name, _, _ in rows} >= {"vae", "unet", "clip", *(f"{name}/unet" for name in VARIANTS)}
@@ -59,6 +59,9 @@ def test_the_card_says_how_each_part_was_trained():
     for name, machine, command in rows:
         args = parser.parse_args(shlex.split(command))  # a command that there is
         assert "seed" in args.given and "cores" in machine, name
+        if name.startswith("unet,"):  # what --set leaves out is as it is in SETTINGS, and that must be this model
+            s = stages.chosen("unet", args, several=False)
+            assert (list(s.channels), s.sampler) == (pipe.unet.config["channels"], pipe.recipe.config["sampler"]), name
 
 
 def test_it_draws_the_readmes_sentence(pipe):

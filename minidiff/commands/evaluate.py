@@ -33,10 +33,10 @@ def arguments(parser):
     parser.add_argument("folder", help="the folder that train wrote, or the name of a model that comes with minidiff: shapes")
     parser.add_argument("--n", type=int, default=500, help="samples, or prompts of each task; compare distances at equal n")
     parser.add_argument("--batch", type=int, default=None, help="drawn at a time; 100 for classes, 64 for words, if left out")
-    parser.add_argument("--steps", type=int, default=None, help="50 for classes and 20 for words, if left out")
+    parser.add_argument("--steps", type=int, default=None, help="50 for classes, for words the model's own, if left out")
     parser.add_argument("--guidance", type=float, nargs="+", default=None,
                         help=f"scales to try; if left out 1, or for words {' '.join(f'{x:g}' for x in prompts.SCALES)}")
-    parser.add_argument("--sampler", choices=tuple(SAMPLERS), default=None, help="ddim, or for words dpmpp_2m, if left out")
+    parser.add_argument("--sampler", choices=tuple(SAMPLERS), default=None, help="ddim, for words the model's own, if left out")
     parser.add_argument("--seed", type=int, default=0)
     device_argument(parser)
     classes = parser.add_argument_group("models of classes")

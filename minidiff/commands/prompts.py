@@ -54,12 +54,12 @@ def reads(name: str) -> bool:
 
 def run(args) -> None:
     """Measure, print, write and draw. What is wrong is a ValueError or FileNotFoundError, before anything is measured."""
-    usual = {"steps": 20, "sampler": "dpmpp_2m", "batch": 64}
-    vars(args).update({name: value for name, value in usual.items() if getattr(args, name) is None})
-    check(args)
     began, device, folder = time.perf_counter(), pick_device(args.device), locate(args.folder)
     pipe = StableDiffusion.from_pretrained(args.folder, device=device)
     pipe.progress = False
+    usual = {"steps": pipe.steps, "sampler": pipe.recipe.config.get("sampler", "dpmpp_2m"), "batch": 64}
+    vars(args).update({name: value for name, value in usual.items() if getattr(args, name) is None})
+    check(args)
     clip = None if args.ruler == "none" else load_ruler(args.ruler or find_ruler(folder), pipe.size, device)
     asked = ask(pipe, args)
     next(pipe.walk("", steps=args.steps, sampler=SAMPLERS[args.sampler]))  # one step: what cannot be walked is refused here
