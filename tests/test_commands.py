@@ -124,8 +124,8 @@ import resource, sys, torch
 from minidiff.commands.common import keep_memory
 if sys.argv[1] == "kept":
     keep_memory()
-for k in range(21):
-    if k == 1:
+for k in range(25):
+    if k == 5:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(10_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -135,9 +135,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own ways")
 def test_memory_that_is_kept_is_not_asked_for_again():
-    """Pages handed out anew, for 40 MB that are taken and given back twenty times."""
+    """Pages handed out anew, for 40 MB that are taken and given back twenty times, after the first five."""
     kept, plain = (int(subprocess.check_output([sys.executable, "-c", FAULTS, way])) for way in ("kept", "plain"))
-    assert kept < plain / 3
+    assert kept < plain / 10
 
 
 @pytest.mark.slow

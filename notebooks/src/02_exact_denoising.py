@@ -436,7 +436,7 @@ for name, values in spread.items():
     print(f"{name:8}", *[f"{value:.3f}" for value in values])
 assert_close(spread["cosines"], [0.362, 0.430, 0.472, 0.486, 0.498], atol=0.001, rtol=0)
 assert_close(spread["DDIM"], spread["cosines"], atol=0.01, rtol=0)  # as near as so many draws can tell
-assert all(spread["DDPM"][i] < spread["DDIM"][i] for i in range(4))  # of 1000 steps so many draws cannot tell
+assert all(spread["DDPM"][i] < spread["DDIM"][i] - 0.01 for i in range(4))  # of 1000 steps so many draws cannot tell
 assert all(1.8 < (s - spread["cosines"][i]) / (s - spread["cosines"][i + 1]) < 2.2 for i in (0, 2))  # 10 to 20, 50 to 100
 lost = {name: (counts[:4], [s - value for value in values[:4]]) for name, values in spread.items() if name != "cosines"}
 figure = md.plot.show_curves(lost, "steps", "standard deviation lost", title="what large steps cost", yscale="log")

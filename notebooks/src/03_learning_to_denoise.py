@@ -41,7 +41,7 @@ BATCH = 256  # points in a batch
 POINTS = 2000  # in every cloud that is sampled  # quick: 500
 CLOSE = 0.03  # how far above its floor the loss may end, as a share of it  # quick: 0.15
 TOLD = 3  # how many times better a network is that is told t  # quick: 1.2
-DROWNED = 10  # how many times worse a network is that gets t raw  # quick: 1.5
+DROWNED = 10  # how many times worse a network is that gets t raw  # quick: 2
 NEAR = 4  # how far from the data a sampled cloud may lie, in distances between data and data  # quick: 10
 
 # %% [markdown]

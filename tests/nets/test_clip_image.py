@@ -138,6 +138,7 @@ def test_a_checkpoint_gives_it_back(tmp_path, clip, images, ids, part):
     assert type(again) is type(net) and about["config"] == net.config
     flat = lambda answer: answer.pooled if part == "text" else answer  # noqa: E731
     torch.testing.assert_close(flat(again(*inputs)), flat(net(*inputs)))
+    assert all(torch.equal(weight, net.state_dict()[name]) for name, weight in again.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -32,7 +32,7 @@ def load(path):
 build = load(ROOT / "notebooks" / "build.py")
 SOURCES = build.sources()
 PICTURES = 5  # a chapter shows at least so many
-QUICK, PEAK = 180, 4000  # seconds, MB: three times what the longest takes on two idle cores; what a laptop has to spare
+QUICK, PEAK = 60, 4000  # seconds, MB: what a reader's laptop has to spare
 each_chapter = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 
 NO_NETWORK = """

@@ -44,11 +44,19 @@ def net():
     return net.eval()
 
 
+def same(loaded, net):
+    """Weights, to the bit. Answers are not: weights that lie elsewhere in memory are summed in another order."""
+    theirs = net.state_dict()
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, theirs[name]), name
+
+
 @pytest.mark.parametrize("prefix", ["", "text_model."])
 def test_a_text_model_of_today_and_of_2022(tmp_path, net, prefix):
     old = {"text_model.embeddings.position_ids": torch.arange(7)[None]} if prefix else {}
     loaded = load_clip_text(folder_of(tmp_path, net, CONFIG, prefix, **old))
     assert loaded.projection is None and not loaded.training
+    same(loaded, net)
     torch.testing.assert_close(loaded(IDS).tokens, net(IDS).tokens)
 
 
@@ -66,6 +74,7 @@ def test_the_text_half_of_a_whole_clip(tmp_path, net):
     more = {"text_projection.weight": net.projection.weight.detach(), "visual_projection.weight": torch.zeros(6, 3),
             "logit_scale": torch.tensor(2.6), "vision_model.encoder.layers.0.mlp.fc1.bias": torch.zeros(3)}  # fmt: skip
     loaded = load_clip_text(folder_of(tmp_path, net, config, "text_model.", **more))
+    same(loaded, net)
     torch.testing.assert_close(loaded(IDS).pooled, net(IDS).pooled)
 
 
@@ -140,6 +149,7 @@ def test_a_whole_clip_of_today_and_of_2022(tmp_path, clip, old):
     said_twice = {"text_config": wrong, "text_config_dict": {"hidden_size": 8}, "vision_config_dict": None} if old else {}
     loaded = load_clip(whole(tmp_path, clip, BOTH | said_twice, **more))
     assert not loaded.training and loaded.config == clip.config
+    same(loaded, clip)
     torch.testing.assert_close(loaded(IMAGES, IDS), clip(IMAGES, IDS))
 
 
