@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from minidiff.__main__ import main
+from minidiff.commands import common
 from minidiff.data import Shapes
 from minidiff.training import load
 
@@ -118,6 +119,22 @@ def test_minutes_become_steps_that_are_kept(tmp_path, capsys):
     assert f"--steps {steps} repeats this run" in capsys.readouterr().out
     assert main([*options, str(tmp_path / "counted"), "--steps", str(steps)]) == 0
     assert digests(tmp_path / "timed") == digests(tmp_path / "counted")
+
+
+
+def test_a_slow_beginning_does_not_shorten_an_hour(monkeypatch):
+    class Slow:  # two seconds for each of the first eight steps, as beside a neighbour, then one
+        clock, done = 0.0, 0
+
+        def one_step(self, feed):
+            self.done += 1
+            self.clock += 2.0 if self.done <= 8 else 1.0
+
+    hour, moment = Slow(), Slow()
+    monkeypatch.setattr(common.time, "perf_counter", lambda: hour.clock + moment.clock)
+    assert common.steps_in(60, hour, None) == 3600 - (8 * 2 + 20)  # a hundredth, 36 s, went by; most of its steps took one
+    assert common.steps_in(0.5, moment, None) == 7  # 8 steps were seen, the least; then there are 14 s for steps of 2
+
 
 FAULTS = """
 import resource, sys, torch

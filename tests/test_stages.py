@@ -312,6 +312,13 @@ def test_minutes_are_shared_and_become_steps_that_are_kept(tmp_path, capsys):
     assert digests(tmp_path / "counted" / "vae") == digests(tmp_path / "timed" / "vae")
 
 
+def test_what_a_stage_leaves_of_its_minutes_goes_to_the_next(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(stages, "learn", lambda job, minutes, *_: given.append(minutes))  # in no time at all
+    assert main(["train", "--stage", "all", "--minutes", "60", "--out", str(tmp_path)]) == 0
+    assert given == pytest.approx([7.2, 14.4, 60], abs=0.01)
+
+
 def test_a_critic_may_judge(tmp_path):
     assert train("vae", tmp_path, "--set", *TINY["vae"].split(), "judge=0.1") == 0
     assert set(read_tensors(tmp_path / "vae" / "model.safetensors")) == set(md.load_vae(tmp_path / "vae").state_dict())

@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -75,14 +76,14 @@ def check_compiler(device: str) -> None:
 
 
 def steps_in(minutes: float, trainer: Trainer, feed, probe: int = 8) -> int:
-    """How many steps fit after the first few, by the median of these."""
-    began, times = time.perf_counter(), []
-    for _ in range(probe):
+    """How many steps fit after the first ones, by the median of these: `probe`, and more for a hundredth of the time."""
+    times = []
+    while len(times) < probe or sum(times) < 0.6 * minutes:  # a few alone may meet a machine in a mood
         before = time.perf_counter()
         trainer.one_step(feed)
         times.append(time.perf_counter() - before)
-    left = 60 * minutes - (time.perf_counter() - began)  # the first one compiles, if any does
-    return max(1, int(left / sorted(times)[probe // 2]))
+    left = 60 * minutes - sum(times)  # the first one compiles, if any does
+    return max(1, int(left / median(times)))
 
 
 def write_json(file: str | Path, found: dict) -> None:

@@ -23,7 +23,7 @@ from .works import WORKS, Job, Work, unfinished
 
 ORDER = ("vae", "clip", "unet")  # of --stage all
 SHARES = {"vae": 0.12, "clip": 0.12, "unet": 0.76}  # of its minutes
-DRAWING = 0.07  # of a stage's minutes: to save, to measure, to draw, and for steps that get slower as a machine gets warm
+DRAWING = 0.05  # of a stage's minutes: to save, to measure, to draw, and for steps that get slower as a machine gets warm
 TIME = "time.json"  # how long it took, and where; beside config.json, which is the same wherever a run is repeated
 
 TRAINING = ("lr", "warmup", "decay", "accumulate", "ema", "optimizer", "every", "compile")
@@ -44,11 +44,11 @@ SETTINGS = {
     "clip": RUN | {"size": 64, "length": 36, "dim": 128, "layers": 4, "heads": 4, "projection": 128,
                    "patch": 8, "image_dim": 128, "image_layers": 4, "image_heads": 4, "batch": 128, "lr": 2e-3},
     "unet": RUN | DIFFUSION | TEXT | {"channels": (96,), "attention": (True,), "layers": 1, "patch": 2, "shortcut": True,
-                                      "depth": 1, "lr": 6e-3},
+                                      "heads": 4, "depth": 1, "lr": 6e-3},
     "variant": RUN | {"steps": 1000, "lr": 4e-3, "measured": "flow", "min_snr": None, "dropout": 0.1, "easy": 0.0,
                       "brief": 0.4, "sampled": False, "tasks": TASKS},
     "pixels": RUN | DIFFUSION | TEXT | {"size": 32, "channels": (64, 128, 128), "attention": (False, True, True), "layers": 1,
-                                        "patch": 2, "shortcut": True, "depth": 1},
+                                        "patch": 2, "shortcut": True, "heads": None, "depth": 1},
 }  # fmt: skip
 SAME = ("steps", "batch", *TRAINING)  # that are options of train, too
 TAKES = {*SAME, "stage", "set", "text", "variant", "minutes", "seed", "precision", "out", "device"}
@@ -81,13 +81,16 @@ def run(args) -> None:
     named = {stage: chosen(stage, args, several=len(stages) > 1) for stage in stages}  # what is wrong is found before the first
     if any(settings.compile for settings in named.values()):
         check_compiler(pick_device(args.device))
+    spare = 0.0  # minutes that a stage leaves to the next
     for number, stage in enumerate(stages, 1):
         fresh = args.fresh_cache or (args.stage == "all" and not args.resume)
         job = Job(stage, Path(args.out), named[stage], pick_device(args.device), args.seed, args.text, args.variant, fresh)
         if len(stages) > 1:
             print(f"stage {number} of {len(stages)}: {stage}")
-        minutes = args.minutes and args.minutes * SHARES.get(stage, 1) / sum(SHARES.get(part, 1) for part in stages)
+        minutes = args.minutes and args.minutes * SHARES.get(stage, 1) / sum(SHARES.get(part, 1) for part in stages) + spare
+        began = time.perf_counter()
         learn(job, minutes, args.precision, args.resume)
+        spare = max(0.0, (minutes or 0) - (time.perf_counter() - began) / 60)
 
 
 def chosen(stage: str, args, several: bool) -> SimpleNamespace:

@@ -232,7 +232,7 @@ def reader(tokenizer: Tokenizer, dim: int, layers: int, heads: int, projection: 
 def new_unet(s: SimpleNamespace, channels: int, context_dim: int) -> UNet:
     """An untrained U-Net of the sizes in `s`."""
     return UNet(channels, channels, s.channels, s.attention, s.layers, context_dim,
-                patch=s.patch, shortcut=s.shortcut, depth=s.depth)  # fmt: skip
+                patch=s.patch, shortcut=s.shortcut, heads=s.heads, depth=s.depth)  # fmt: skip
 
 
 def text_sizes(s: SimpleNamespace) -> tuple[int, int, int]:
