@@ -13,7 +13,7 @@ from minidiff.commands import stages, train
 from minidiff.data.captions import TASKS
 from minidiff.data.oracle import read_shapes
 from minidiff.evaluation.alignment import Walk, alignment, mean_share, questions
-from minidiff.nets import zero_shot
+from minidiff.nets import CrossAttention, zero_shot
 from minidiff.pipelines.own import WEIGHTS
 from minidiff.pretrained import load_clip
 
@@ -62,6 +62,8 @@ def test_the_card_says_how_each_part_was_trained(pipe):
         if name.startswith("unet,"):  # what --set leaves out is as it is in SETTINGS, and that must be this model
             s = stages.chosen("unet", args, several=False)
             assert (list(s.channels), s.sampler) == (pipe.unet.config["channels"], pipe.recipe.config["sampler"]), name
+            assert s.guidance == pipe.guidance_scale, name
+            assert {net.heads for net in pipe.unet.modules() if isinstance(net, CrossAttention)} == {s.heads}, name
 
 
 def test_it_draws_the_readmes_sentence(pipe):

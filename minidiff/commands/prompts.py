@@ -23,7 +23,7 @@ from ..training.checkpoint import write_file
 from . import figures, tables
 from .common import pick_device
 
-SCALES = (0.0, 1.0, 2.0, 3.0, 4.0, 7.5, 10.0)  # at 3 our models are drawn, if nothing else is said
+SCALES = (0.0, 1.0, 2.0, 3.0, 4.0, 7.5, 10.0)  # a model of an hour is drawn at 2, "shapes" at 3
 
 
 class Asked(NamedTuple):

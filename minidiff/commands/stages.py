@@ -44,7 +44,7 @@ SETTINGS = {
     "clip": RUN | {"size": 64, "length": 36, "dim": 128, "layers": 4, "heads": 4, "projection": 128,
                    "patch": 8, "image_dim": 128, "image_layers": 4, "image_heads": 4, "batch": 128, "lr": 2e-3},
     "unet": RUN | DIFFUSION | TEXT | {"channels": (96,), "attention": (True,), "layers": 1, "patch": 2, "shortcut": True,
-                                      "heads": 4, "depth": 1, "lr": 6e-3},
+                                      "heads": 4, "depth": 1, "lr": 6e-3, "guidance": 2.0},
     "variant": RUN | {"steps": 1000, "lr": 4e-3, "measured": "flow", "min_snr": None, "dropout": 0.1, "easy": 0.0,
                       "brief": 0.4, "sampled": False, "tasks": TASKS},
     "pixels": RUN | DIFFUSION | TEXT | {"size": 32, "channels": (64, 128, 128), "attention": (False, True, True), "layers": 1,
