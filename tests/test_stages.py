@@ -86,6 +86,8 @@ def test_one_command_makes_a_whole_model(made):
     assert pipe("a small red circle left of a blue star on a white background").shape == (1, 3, 16, 16)
     assert (pipe.size, pipe.steps, pipe.vae.stride) == (16, 2, 4)
     assert training(made / "unet")["step"] == training(made / "unet")["settings"]["steps"] == 3
+    told = training(made / "unet")["settings"]
+    assert (pipe.guidance_scale, pipe.unet.config["heads"]) == (told["guidance"], told["heads"]) == (2.0, 4)
     clip = md.load_clip(made / "clip")
     assert clip(torch.zeros(2, 3, 16, 16), pipe.tokenizer(["a star", "a heart"])).shape == (2, 2)
 
