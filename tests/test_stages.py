@@ -88,6 +88,8 @@ def test_one_command_makes_a_whole_model(made):
     assert training(made / "unet")["step"] == training(made / "unet")["settings"]["steps"] == 3
     told = training(made / "unet")["settings"]
     assert (pipe.guidance_scale, pipe.unet.config["heads"]) == (told["guidance"], told["heads"]) == (2.0, 4)
+    pag = pipe.pag_scale, list(pipe.pag_layers), pipe.pag_from
+    assert pag == (told["pag"], told["pag_layers"], told["pag_from"]) == (1.0, ["up.0.layers.0"], 0.5)
     clip = md.load_clip(made / "clip")
     assert clip(torch.zeros(2, 3, 16, 16), pipe.tokenizer(["a star", "a heart"])).shape == (2, 2)
 
@@ -296,6 +298,12 @@ def test_a_stage_that_was_stopped_ends_where_the_whole_one_does(run, tmp_path, m
         capsys.readouterr()
         assert train("unet", run) == 2  # not on half a VAE
         assert "run `python -m minidiff train --stage vae" in capsys.readouterr().err
+    config = run / stage / "config.json"
+    content = config.read_text()
+    config.write_text(content.replace('"warmup"', '"warm_up"'))
+    assert main(["train", "--stage", stage, "--out", str(run), "--resume"]) == 2
+    assert "by another version of minidiff, whose settings differ in warm_up, warmup" in capsys.readouterr().err
+    config.write_text(content)
     assert main(["train", "--stage", stage, "--out", str(run), "--resume"]) == 0  # with the numbers it was begun with
     assert digests(run / stage) == digests(whole / stage)
     assert json.loads((run / stage / stages.TIME).read_text())["minutes"] >= 50
@@ -397,6 +405,7 @@ def test_a_frozen_clip_is_packed_once_and_half_a_training_not_at_all(run, tmp_pa
      ["train", "--stage", "unet", "--variant", "depth", "--text", "joint", "--out", "RUN"]),
     ("--fresh-cache makes it anew", ["train", "--stage", "unet", "--set", "scenes=20", "--out", "RUN"]),
     ("has no wings, but steps", ["train", "--stage", "vae", "--set", "vae.wings=2"]),
+    ('is in "up.7": it has down.0', ["train", "--stage", "unet", "--set", "scenes=16", "pag_layers=up.7", "--out", "RUN"]),
     ('no task "flying"', ["train", "--stage", "unet", "--out", "RUN", "--set", "unet.tasks=counting,flying"]),
     ("fast is no float, as 0.002 is", ["train", "--stage", "vae", "--set", "lr=fast"]),
     ("write STAGE.NAME=VALUE", ["train", "--stage", "all", "--set", "scenes=3"]),

@@ -46,6 +46,7 @@ def arguments(parser):
     classes.add_argument("--floors", action="store_true", help="also show what known damage to real images costs")
     words = parser.add_argument_group("models of words")
     words.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK", help="of " + ", ".join(TASKS))
+    words.add_argument("--pag", type=float, default=None, help="scale of perturbed-attention guidance, if not the model's own")
     words.add_argument("--sweep", type=int, default=60, help="prompts of each task at every scale but the best")
     words.add_argument("--each", type=int, default=16, help="images of each prompt of which variety is measured")
     words.add_argument("--scenes", type=int, default=512, help="images of which distances are taken")

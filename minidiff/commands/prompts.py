@@ -57,6 +57,7 @@ def run(args) -> None:
     began, device, folder = time.perf_counter(), pick_device(args.device), locate(args.folder)
     pipe = StableDiffusion.from_pretrained(args.folder, device=device)
     pipe.progress = False
+    pipe.pag_scale = pipe.pag_scale if args.pag is None else args.pag
     usual = {"steps": pipe.steps, "sampler": pipe.recipe.config.get("sampler", "dpmpp_2m"), "batch": 64}
     vars(args).update({name: value for name, value in usual.items() if getattr(args, name) is None})
     check(args)
@@ -69,6 +70,7 @@ def run(args) -> None:
 
     about = {"model": args.folder, "seed": args.seed, "n": args.n, "sweep_n": args.sweep, "each": args.each,
              "scenes": args.scenes, "steps": args.steps, "sampler": args.sampler, "scale": found.scale,
+             "pag_scale": pipe.pag_scale,
              "size": pipe.size, "device": device, "minutes": round((time.perf_counter() - began) / 60, 1),
              "unet": fingerprint(pipe.unet), "ruler": clip and fingerprint(clip),
              "versions": {"torch": torch.__version__, "python": platform.python_version()},
@@ -127,7 +129,7 @@ def measure(pipe, args, asked: Asked, look: Callable | None) -> Found:
 
 def write(out: Path, found: Found, about: dict) -> None:
     """Print the tables, and write them, all figures as JSON, and the pictures."""
-    title = "{model}: {sampler}, {steps} steps, guidance {scale:g}, seed {seed}".format(**about)
+    title = "{model}: {sampler}, {steps} steps, guidance {scale:g}, pag {pag_scale:g}, seed {seed}".format(**about)
     if len(found.sweep) > 1:
         title += f"; of {', '.join(f'{scale:g}' for scale in found.sweep)} this guidance is obeyed best"
     said = [title, tables.aligned(found.rows), tables.swept(found.sweep, found.variety, found.real)]

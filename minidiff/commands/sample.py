@@ -28,6 +28,7 @@ def arguments(parser):
     parser.add_argument("--steps", type=int, default=None, help="network calls; if left out the model's own, or 50")
     parser.add_argument("--guidance", type=float, default=None,
                         help="1: as trained; higher: clearer and less varied; if left out the model's own, or 1")  # fmt: skip
+    parser.add_argument("--pag", type=float, default=None, help="prompts: scale of perturbed-attention guidance, 0: none")
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default=None, help="the model's own, or ddim")
     parser.add_argument("--spacing", choices=("leading", "trailing", "linspace"), default="trailing", help="folder: of steps")
     parser.add_argument("--seed", type=int, default=0)
@@ -60,7 +61,8 @@ def draw_prompts(args) -> tuple[list, int, list[str], Path]:
         raise ValueError("--classes is for the folder of a model of classes: name that instead of a prompt")
     pipe, each = StableDiffusion.from_pretrained(args.model, device=pick_device(args.device)), args.each or 4
     walk = pipe.walk([text for text in args.what for _ in range(each)], args.negative, args.steps, args.guidance,
-                     generator=torch.Generator().manual_seed(args.seed), sampler=SAMPLERS.get(args.sampler))  # fmt: skip
+                     generator=torch.Generator().manual_seed(args.seed), sampler=SAMPLERS.get(args.sampler),
+                     pag_scale=args.pag)  # fmt: skip
     states = list(walk)
     kept = states if args.gif else states[-1:]
     return [pipe.decode(state.x) for state in kept], each, args.what, Path(args.out or "samples.png")

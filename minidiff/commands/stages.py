@@ -37,6 +37,7 @@ DIFFUSION = {
     "begin": "",  # the folder of a model: go on from its weights, as training of its own, with all of these numbers anew
     # How to draw with it, if nothing else is said. Fresh noise at every step forgives a network that has learned for an hour.
     "sampler": "dpmpp_2m_sde", "spacing": "trailing", "walk": 30, "guidance": 3.0,
+    "pag": 0.0, "pag_layers": ("mid",), "pag_from": 0.5,  # perturbed-attention guidance: how far, from what, at which sigma
 }  # fmt: skip
 SETTINGS = {
     "vae": RUN | {"size": 64, "channels": (16, 32, 64), "layers": 1, "attention": False, "latent_channels": 4,
@@ -44,7 +45,8 @@ SETTINGS = {
     "clip": RUN | {"size": 64, "length": 36, "dim": 128, "layers": 4, "heads": 4, "projection": 128,
                    "patch": 8, "image_dim": 128, "image_layers": 4, "image_heads": 4, "batch": 128, "lr": 2e-3},
     "unet": RUN | DIFFUSION | TEXT | {"channels": (96,), "attention": (True,), "layers": 1, "patch": 2, "shortcut": True,
-                                      "heads": 4, "depth": 1, "lr": 6e-3, "guidance": 2.0},
+                                      "heads": 4, "depth": 1, "lr": 6e-3, "guidance": 2.0, "pag": 1.0,
+                                      "pag_layers": ("up.0.layers.0",)},
     "variant": RUN | {"steps": 1000, "lr": 4e-3, "measured": "flow", "min_snr": None, "dropout": 0.1, "easy": 0.0,
                       "brief": 0.4, "sampled": False, "tasks": TASKS},
     "pixels": RUN | DIFFUSION | TEXT | {"size": 32, "channels": (64, 128, 128), "attention": (False, True, True), "layers": 1,
@@ -141,6 +143,9 @@ def learn(job: Job, minutes: float | None = None, precision: str = "auto", resum
             print(f"{job.folder} is finished")
             return
         training = read_json(job.folder / "config.json")["training"]
+        if odd := vars(job.settings).keys() ^ training["settings"].keys():
+            raise ValueError(f"{job.folder} was begun by another version of minidiff, whose settings differ in "
+                             f"{', '.join(sorted(odd))}: finish it with that one, or begin anew")
         job = job._replace(settings=SimpleNamespace(**training["settings"]), seed=training["seed"])
         spent = read_json(job.folder / TIME)["minutes"]
     s = job.settings

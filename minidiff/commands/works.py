@@ -22,9 +22,9 @@ from ..data import Images, batches
 from ..data.captions import Captioned
 from ..data.grammar import WORDS
 from ..evaluation import zero_shot_answers, zero_shot_table
-from ..nets import CLIP, VAE, CLIPImage, CLIPText, Discriminator, Pixels, UNet, contrastive_loss
+from ..nets import CLIP, VAE, CLIPImage, CLIPText, Discriminator, Pixels, UNet, contrastive_loss, perturbed
 from ..pipelines import StableDiffusion
-from ..pipelines.own import OwnRecipe
+from ..pipelines.own import SETTINGS, OwnRecipe
 from ..pretrained import Tokenizer, load_clip_text, load_vae, words_tokenizer
 from ..training import save
 from ..training.autoencoder import Judged, autoencoder_loss, encode, measure, sure_of_itself
@@ -155,6 +155,7 @@ def unet(job: Job) -> Work:
         if job.variant != "base":
             return widened(StableDiffusion.from_pretrained(base).unet, channels + lessons.beside.shape[1])
         net = new_unet(s, channels, model.text_encoder.config["dim"])
+        perturbed(net, net, s.pag_layers if s.pag else ())  # refuses layers that there are not, before anything is learned
         if job.learns_to_read:
             tuned = job.text == "tuned"
             net = Reader(net, load_clip_text(job.out / "clip") if tuned else reader(model.tokenizer, *text_sizes(s)))
@@ -163,7 +164,7 @@ def unet(job: Job) -> Work:
     def whole(net: nn.Module) -> StableDiffusion:
         drawn, text = (net.unet, net.text) if job.learns_to_read else (net, model.text_encoder)
         pipe = StableDiffusion(drawn.eval(), model.vae, text.eval(), model.tokenizer, model.recipe, model.size)
-        pipe.steps, pipe.guidance_scale, pipe.progress = model.steps, model.guidance_scale, False
+        vars(pipe).update({name: getattr(model, name) for name in SETTINGS}, progress=False)  # how it is walked by itself
         return pipe
 
     def keep(net: nn.Module, training: dict) -> None:
@@ -220,6 +221,7 @@ def begun(job: Job) -> StableDiffusion:
     recipe = OwnRecipe(schedule, s.predicts, s.sampler, s.spacing)
     model = StableDiffusion(None, autoencoder.to(job.device), text.to(job.device), tokenizer, recipe, size)
     model.steps, model.guidance_scale = s.walk, s.guidance
+    model.pag_scale, model.pag_layers, model.pag_from = s.pag, tuple(s.pag_layers), s.pag_from
     return model
 
 

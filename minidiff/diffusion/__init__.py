@@ -3,7 +3,7 @@
 from .difference import by_difference
 from .exact import DatasetDenoiser, GaussianDenoiser
 from .forward import Denoiser, Estimate, add_noise, clipped, denoiser, predict_eps, predict_x0, target, to_estimate, velocity
-from .guidance import between, classifier_free, composed, inpainting, rescaled
+from .guidance import between, classifier_free, composed, inpainting, perturbed_guidance, rescaled
 from .inversion import invert
 from .loss import diffusion_loss, measured_weight, min_snr_weight
 from .multistep import dpmpp_2m, dpmpp_2m_sde, lms, plms
@@ -20,6 +20,7 @@ __all__ = [
     "CLEAN", "SAMPLERS", "DatasetDenoiser", "Denoiser", "Estimate", "GaussianDenoiser", "Level", "Sampler", "Schedule", "State",
     "add_noise", "between", "by_difference", "classifier_free", "classifier_guided", "clipped", "color_loss", "composed",
     "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser", "diffusion_loss", "dpmpp_2m", "dpmpp_2m_sde", "euler",
-    "euler_ancestral", "guided", "heun", "inpainting", "invert", "lms", "measured_weight", "min_snr_weight", "plms",
-    "predict_eps", "predict_x0", "repaint", "rescaled", "sample", "target", "to_estimate", "velocity",
+    "euler_ancestral", "guided", "heun", "inpainting", "invert", "lms", "measured_weight", "min_snr_weight",
+    "perturbed_guidance", "plms", "predict_eps", "predict_x0", "repaint", "rescaled", "sample", "target", "to_estimate",
+    "velocity",
 ]  # fmt: skip

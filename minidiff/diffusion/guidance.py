@@ -54,6 +54,21 @@ def composed(net: Callable, conds: Sequence[dict], scales: Sequence[float], unco
     return denoise
 
 
+def perturbed_guidance(net: Callable, cond: dict, uncond: dict, scale: float, pag_scale: float,
+                       predicts: str = "eps") -> Denoiser:  # fmt: skip
+    """Classifier-free guidance, and away from a network that does not look around (Ahn et al. 2024, section 4).
+
+        output = uncond + scale * (cond - uncond) + pag_scale * (cond - blind)        blind: cond, with perturbed attention
+
+    net: of `nets.perturbed`, a function (x, t, *, blind, **cond). All three questions go to it as one batch of 3B, at scale 1
+    or pag_scale 0 two. What the two answers to `cond` have in common is cancelled, and what is left is what looking around
+    is good for: that a thing has one colour and one outline, and that there is a thing at all.
+    """
+    there = next(iter(cond.values()))
+    seeing, blind = ({"blind": torch.full(there.shape[:1], it, device=there.device)} for it in (False, True))
+    return composed(net, [cond | seeing, cond | blind], [scale + pag_scale, -pag_scale], uncond | seeing, predicts)
+
+
 def rescaled(strong: Denoiser, plain: Denoiser, share: float = 0.7) -> Denoiser:
     """A guided denoiser whose x0 has no more contrast than the plain one's (Lin et al. 2023, eqs. 15 and 16, here of x0).
 

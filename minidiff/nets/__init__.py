@@ -32,6 +32,7 @@ from .discriminator import Discriminator, hinge
 from .dit import DiT, DiTBlock, FinalLayer, Modulation, PatchEmbedding
 from .embeddings import ClassEmbedding, TimeEmbedding, drop_labels, sinusoidal
 from .mmdit import JointAttention, JointBlock, MMDiT
+from .perturbed_attention import perturbed
 from .pixels import Pixels
 from .prompt_to_prompt import borrowed_attention
 from .unet import UNet
@@ -43,5 +44,5 @@ __all__ = [
     "DownSample", "FeedForward", "FinalLayer", "Gaussian", "JointAttention", "JointBlock", "MMDiT", "Memory", "MidBlock",
     "Modulation", "PatchEmbedding", "Pixels", "ResNetBlock", "SelfAttention", "SpatialAttention", "SpatialTransformer",
     "TimeEmbedding", "UNet", "UpBlock", "UpSample", "attention_maps", "borrowed_attention", "clip_loss",
-    "contrastive_loss", "cuts", "drop_labels", "group_norm", "hinge", "remembering", "sinusoidal", "zero_shot",
+    "contrastive_loss", "cuts", "drop_labels", "group_norm", "hinge", "perturbed", "remembering", "sinusoidal", "zero_shot",
 ]  # fmt: skip

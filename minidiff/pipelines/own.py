@@ -1,6 +1,6 @@
 """Pipelines that were trained here: their folders, and their way of walking.
 
-    model_index.json    {"class", "size", "steps", "guidance_scale", "parts": where each part lies, seen from this folder}
+    model_index.json    {"class", SETTINGS, "parts": where each part lies, seen from this folder}
     unet/, vae/, text_encoder/      what `training.save` writes, {"class", "config"} and safetensors
     tokenizer/, scheduler/
 
@@ -23,7 +23,7 @@ from .class_to_image import make_schedule
 
 WEIGHTS = Path(__file__).parents[1] / "weights"  # what comes with minidiff
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-SETTINGS = ("size", "steps", "guidance_scale")
+SETTINGS = ("size", "steps", "guidance_scale", "pag_scale", "pag_layers", "pag_from")
 TRAIN = "`python -m minidiff train --stage all --out runs/sd` makes one, for from_pretrained(\"runs/sd\")"
 
 

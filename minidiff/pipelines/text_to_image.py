@@ -16,15 +16,17 @@ from ..diffusion import (
     Sampler,
     State,
     add_noise,
+    between,
     by_difference,
     classifier_free,
     clipped,
     ddim,
     inpainting,
     invert,
+    perturbed_guidance,
 )
 from ..diffusion.samplers import draws, randn_like
-from ..nets import VAE, CrossAttention, borrowed_attention
+from ..nets import VAE, CrossAttention, borrowed_attention, perturbed
 from ..pretrained import Recipe
 from .inputs import checked_strength, listed, matched, pasted, redraw_levels, settling, small_mask
 from .latents import to_images, to_latents
@@ -41,6 +43,9 @@ class TextToImage:
     """
 
     steps, guidance_scale = 50, 7.5  # of a walk that is told of none
+    pag_scale = 0.0  # and how far it is led away from the network that does not look around, see `nets.perturbed`: 0 not at all
+    pag_layers: tuple[str, ...] = ("mid",)  # where it does not
+    pag_from = 0.0  # the least sigma at which it is led away: near the clean end outlines are what suffers
 
     def __init__(self, vae: VAE, recipe: Recipe, size: int):
         self.vae, self.recipe, self.size = vae, recipe, size
@@ -82,6 +87,7 @@ class TextToImage:
         latents: Tensor | None = None,  # (B, C, height/8, width/8), standard normal: the noise to begin with
         generator: torch.Generator | None = None,  # of that noise, if it is not given
         sampler: Sampler | None = None,  # None: the checkpoint's own
+        pag_scale: float | None = None,  # of perturbed-attention guidance, `perturbed_guidance`; None: pipe.pag_scale; 0: none
     ) -> Iterator[State]:
         """The sampler's states, latents (B, C, height/8, width/8) from noise to clean; `decode` shows what is in them."""
         prompts, channels, takes = listed(prompt), self.vae.config["latent_channels"], self.net.config["in_channels"]
@@ -94,14 +100,18 @@ class TextToImage:
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents of shape {tuple(latents.shape)}: {len(prompts)} of {height}x{width} take {shape}")
         levels = self.recipe.levels(self.steps if steps is None else steps, sampler)
-        denoise = self.denoiser(prompts, negative_prompt, guidance_scale, sampler)
+        away = self.pag_scale if pag_scale is None else pag_scale
+        denoise = self.denoiser(prompts, negative_prompt, guidance_scale, sampler, pag_scale=away)
         noise = randn_like(self._empty(shape), generator) if latents is None else latents.to(self._empty(()))
         yield from self._run(denoise, self.recipe.start(noise, levels[0], sampler), levels, sampler, generator)
 
     @torch.no_grad()
     def denoiser(self, prompts: list[str], negative_prompt: str | list[str] = "", guidance_scale: float | None = None,
-                 sampler: Sampler | None = None, beside: Tensor | None = None) -> Denoiser:  # fmt: skip
-        """What a sampler walks: the network asked for these prompts. beside: channels (B, C, h, w) it sees at every step."""
+                 sampler: Sampler | None = None, beside: Tensor | None = None, pag_scale: float = 0.0) -> Denoiser:  # fmt: skip
+        """What a sampler walks: the network asked for these prompts. beside: channels (B, C, h, w) it sees at every step.
+
+        pag_scale: of perturbed-attention guidance, where sigma >= pipe.pag_from. ValueError for pag_layers that there are not.
+        """
         unprompted = matched("negative_prompt", listed(negative_prompt), len(prompts))
         net, dtype = self.ask(), next(self.net.parameters()).dtype
         more = {} if beside is None else {"beside": beside.to(dtype)}
@@ -110,7 +120,11 @@ class TextToImage:
             return net(x.to(dtype), t, **cond).to(x.dtype)
 
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        denoise = classifier_free(answer, self.cond(prompts) | more, self.cond(unprompted) | more, scale, self.predicts)
+        told = self.cond(prompts) | more, self.cond(unprompted) | more, scale
+        denoise = classifier_free(answer, *told, self.predicts)
+        if pag_scale:
+            seeing = perturbed(answer, self.net, self.pag_layers)
+            denoise = between(perturbed_guidance(seeing, *told, pag_scale, self.predicts), denoise, self.pag_from, 1.0)
         return clipped(denoise, self.recipe.clip) if self.recipe.clip and sampler in (None, self.recipe.sampler) else denoise
 
     def _run(self, denoise, x, levels, sampler, generator) -> Iterator[State]:
@@ -148,7 +162,7 @@ class TextToImage:
         """The picture, redrawn after the prompt: noised to the level at `strength` of the walk, and denoised from there.
 
         image: (1 or B, 3, H, W) in [-1, 1]. strength: 0 gives the picture back, 1 forgets nearly all of it (SDEdit: Meng et
-        al. 2022, section 3). options: negative_prompt, steps, guidance_scale, sampler, as in `walk`.
+        al. 2022, section 3). options: negative_prompt, steps, guidance_scale, pag_scale, sampler, as in `walk`.
         """
         prompts, strength = listed(prompt), checked_strength(strength)
         z = self._known(image, len(prompts), generator)
@@ -174,14 +188,15 @@ class TextToImage:
         matched("image", image, n)  # refused, if it must be, before the VAE has worked for it
         return matched("image", self.encode(image, generator), n)
 
-    def _redraw(self, prompts, z, strength, generator, *, negative_prompt="", steps=None, guidance_scale=None, sampler=None,
-                noise=None, pure=False, mask=None, beside=None) -> Tensor:  # fmt: skip
+    def _redraw(self, prompts, z, strength, generator, *, negative_prompt="", steps=None, guidance_scale=None, pag_scale=None,
+                sampler=None, noise=None, pure=False, mask=None, beside=None) -> Tensor:  # fmt: skip
         """Latents z, noised to the level that lies `strength` of the way up and walked down again; pure: from noise alone."""
         steps = self.steps if steps is None else steps
         levels = redraw_levels(self.recipe.levels(steps, sampler), steps, strength)
         if len(levels) == 1:
             return z
-        denoise = self.denoiser(prompts, negative_prompt, guidance_scale, sampler, beside)
+        away = self.pag_scale if pag_scale is None else pag_scale
+        denoise = self.denoiser(prompts, negative_prompt, guidance_scale, sampler, beside, away)
         noise = randn_like(z, generator) if noise is None else noise
         if mask is not None:
             denoise = inpainting(denoise, z, mask, noise)

@@ -16,6 +16,7 @@ from minidiff.diffusion import (
     ddim,
     denoiser,
     inpainting,
+    perturbed_guidance,
     repaint,
     rescaled,
     sample,
@@ -66,6 +67,22 @@ def test_what_does_not_count_is_not_asked(xt, scales, rows):
     counting = Counting()
     composed(counting, CONDS, scales, UNCOND)(xt, LEVEL)
     assert counting.rows == [rows]
+
+
+@pytest.mark.parametrize(("scale", "pag", "rows"), [(3.0, 1.5, 6), (1.0, 1.5, 4), (3.0, 0.0, 4)])
+def test_perturbed_guidance_is_its_formula(xt, scale, pag, rows):
+    asked = []
+
+    def looking(x, t, y, blind):
+        asked.append(len(x))
+        return torch.where(blind.view(-1, 1, 1, 1), x.sin() - 2, net(x, t, y))
+
+    got = perturbed_guidance(looking, CONDS[0], UNCOND, scale, pag, "x0")(xt, LEVEL)
+    cond, uncond, blind = net(xt, None, **CONDS[0]), net(xt, None, **UNCOND), xt.sin() - 2
+    wanted = uncond + scale * (cond - uncond) + pag * (cond - blind)
+    for ours, expected in zip(got, to_estimate(wanted, xt, LEVEL, "x0"), strict=True):
+        assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert asked == [rows]
 
 
 def test_rescaled_gives_the_plain_contrast(xt):

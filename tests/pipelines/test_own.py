@@ -44,6 +44,11 @@ def draw(pipe, **options):
     return pipe(PROMPTS, generator=torch.Generator().manual_seed(1), **options)
 
 
+def latents(pipe, **options):
+    *_, last = pipe.walk(PROMPTS, generator=torch.Generator().manual_seed(1), **options)
+    return last.x
+
+
 def spoil(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
@@ -62,6 +67,30 @@ def test_what_is_saved_is_what_opens(tmp_path, recipe):
     assert draw(again).equal(draw(pipe)) and draw(again).shape == (2, 3, 16, 16)
     assert json.loads((tmp_path / "model" / "unet" / "config.json").read_text())["seed"] == 7
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_model_is_led_away_from_its_blind_self_where_it_says_so(tmp_path):
+    pipe = tiny()
+    for weights in pipe.unet.parameters():
+        torch.nn.init.normal_(weights, std=0.3)  # or what it sees matters little
+    plain = latents(pipe)
+    pipe.pag_scale, pipe.pag_layers, pipe.pag_from = 2.0, ("up.1.layers",), 0.5
+    pipe.save(tmp_path)
+    again, asked = opened(tmp_path), []
+    assert (again.pag_scale, list(again.pag_layers), again.pag_from) == (2.0, ["up.1.layers"], 0.5)
+    again.unet.register_forward_pre_hook(lambda net, inputs: asked.append((len(inputs[0]), inputs[1][0].item() / 1000)))
+    drawn = latents(again)
+    assert [(rows, round(sigma, 2)) for rows, sigma in asked] == [(6, 1.0), (6, 0.67), (4, 0.33)]  # two prompts, three steps
+    once, none = (latents(again, pag_scale=scale) for scale in (1, 0))
+    assert none.equal(plain) and (drawn - plain).abs().mean() > 1.2 * (once - plain).abs().mean() > 1e-3
+    image = torch.zeros(2, 3, 16, 16)
+    asked.clear()
+    again.img2img(PROMPTS, image, strength=1.0)
+    again.edit(image, PROMPTS, PROMPTS[::-1], steps=3, start=0)  # leads away from another text, and nothing else
+    assert [rows for rows, _ in asked] == [6, 6, 4, *[2] * 3, *[4] * 3]
+    again.pag_layers = ["up.9"]
+    with pytest.raises(ValueError, match=r'in "up.9": it has'):
+        draw(again)
 
 
 def test_half_precision_takes_half_the_disk_and_draws_nearly_the_same(tmp_path):
