@@ -57,8 +57,8 @@ class Schedule:
     few kilobytes and stay on the CPU; `Level.like` takes a level to the device and dtype of the images it meets.
     """
 
-    alpha: Tensor
-    sigma: Tensor
+    alpha: Tensor = field(repr=False)
+    sigma: Tensor = field(repr=False)
     t: Tensor = field(repr=False)
     kind: str = "vp"  # or "flow"
     shift: float = 1.0  # of a flow only

@@ -240,3 +240,7 @@ def test_columns_of_a_table_have_one_length():
     for columns in ((alpha[:4], sigma, t), (alpha, sigma[:4], t), (alpha, sigma, t[:4]), (alpha[None], sigma[None], t[None])):
         with pytest.raises(ValueError, match="columns of one table"):
             Schedule(*columns)
+
+
+def test_it_is_printed_without_its_tables():
+    assert repr(Schedule.flow(shift=3.0)) == "Schedule(kind='flow', shift=3.0)"

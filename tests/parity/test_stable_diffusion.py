@@ -74,6 +74,23 @@ def test_text_to_image(made, tmp_path, style, name):
     agree(ours(PROMPTS, negative_prompt=["blurry", ""], steps=7, guidance_scale=5.0, generator=seeded()), wanted)
 
 
+@pytest.mark.parametrize("layers", [("mid",), ("mid", "up")])
+@pytest.mark.parametrize("scale", [5.0, 1.0])
+def test_perturbed_attention(made, tmp_path, layers, scale):
+    theirs, ours = swap(made(2), "DDIM", tmp_path)
+    ours.pag_layers = layers
+    theirs = diffusers.StableDiffusionPAGPipeline(**diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "swapped")
+                                                  .components, pag_applied_layers=list(layers),
+                                                  requires_safety_checker=False)  # fmt: skip
+    theirs.set_progress_bar_config(disable=True)
+    told = {"guidance_scale": scale, "pag_scale": 3.0}
+    wanted = their_image(theirs, PROMPTS, num_inference_steps=5, generator=seeded(), **told)
+    drawn = ours(PROMPTS, steps=5, generator=seeded(), **told)
+    agree(drawn, wanted)
+    without = ours(PROMPTS, steps=5, generator=seeded(), guidance_scale=scale)
+    assert (drawn - without).abs().max() > 100 * 1e-4
+
+
 def test_other_sizes(made, tmp_path):
     theirs, ours = swap(made(1), "DDIM", tmp_path)
     wanted = their_image(theirs, PROMPTS[0], num_inference_steps=3, height=24, width=40, generator=seeded())
