@@ -42,6 +42,7 @@ from .diffusion import (
     inpainting,
     invert,
     lms,
+    perturbed_guidance,
     plms,
     predict_eps,
     predict_x0,
@@ -68,7 +69,7 @@ __all__ = [
     "MMDiT", "Schedule", "State", "UNet", "add_noise", "between", "by_difference", "classifier_free", "classifier_guided",
     "clip_loss", "clipped", "color_loss", "composed", "contrastive_loss", "ddim", "ddim_step", "ddpm", "ddpm_step", "denoiser",
     "diffusion_loss", "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "guided", "heun", "inpainting", "invert",
-    "lms", "plms", "predict_eps", "predict_x0", "repaint", "rescaled", "sample", "velocity",
+    "lms", "perturbed_guidance", "plms", "predict_eps", "predict_x0", "repaint", "rescaled", "sample", "velocity",
     *_LAZY,
 ]  # fmt: skip
 

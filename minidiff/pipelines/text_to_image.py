@@ -110,7 +110,8 @@ class TextToImage:
                  sampler: Sampler | None = None, beside: Tensor | None = None, pag_scale: float = 0.0) -> Denoiser:  # fmt: skip
         """What a sampler walks: the network asked for these prompts. beside: channels (B, C, h, w) it sees at every step.
 
-        pag_scale: of perturbed-attention guidance, where sigma >= pipe.pag_from. ValueError for pag_layers that there are not.
+        pag_scale: of perturbed-attention guidance, where sigma >= pipe.pag_from; whoever inverts or edits wants none.
+        ValueError for pag_layers that there are not.
         """
         unprompted = matched("negative_prompt", listed(negative_prompt), len(prompts))
         net, dtype = self.ask(), next(self.net.parameters()).dtype
