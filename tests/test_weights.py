@@ -62,7 +62,8 @@ def test_the_card_says_how_each_part_was_trained(pipe):
         if name.startswith("unet,"):  # what --set leaves out is as it is in SETTINGS, and that must be this model
             s = stages.chosen("unet", args, several=False)
             assert (list(s.channels), s.sampler) == (pipe.unet.config["channels"], pipe.recipe.config["sampler"]), name
-            assert (s.guidance, s.pag) == (pipe.guidance_scale, pipe.pag_scale), name
+            ways = (s.guidance, s.pag, [*s.pag_layers], s.pag_from)
+            assert ways == (pipe.guidance_scale, pipe.pag_scale, pipe.pag_layers, pipe.pag_from), name
             assert {net.heads for net in pipe.unet.modules() if isinstance(net, CrossAttention)} == {s.heads}, name
 
 

@@ -5,8 +5,8 @@ import torch
 import minidiff as md
 
 OWN = {
-    "both", "classifier", "draw", "forgetful", "gaussians", "judged", "log_class", "obeyed", "plane", "plane_eps", "several",
-    "show_clouds", "spread_within", "three_of_four", "variety", "walked", "white", "words",
+    "away", "blinded", "both", "classifier", "draw", "forgetful", "gaussians", "judged", "log_class", "obeyed", "plane",
+    "plane_eps", "several", "show_clouds", "spread_within", "three_of_four", "variety", "walked", "white", "words",
 }  # fmt: skip
 
 XT = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
