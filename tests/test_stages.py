@@ -406,6 +406,7 @@ def test_a_frozen_clip_is_packed_once_and_half_a_training_not_at_all(run, tmp_pa
     ("--fresh-cache makes it anew", ["train", "--stage", "unet", "--set", "scenes=20", "--out", "RUN"]),
     ("has no wings, but steps", ["train", "--stage", "vae", "--set", "vae.wings=2"]),
     ('is in "up.7": it has down.0', ["train", "--stage", "unet", "--set", "scenes=16", "pag_layers=up.7", "--out", "RUN"]),
+    ("pag_from=2: a sigma, from 0 to 1", ["train", "--stage", "unet", "--set", "pag_from=2"]),
     ('no task "flying"', ["train", "--stage", "unet", "--out", "RUN", "--set", "unet.tasks=counting,flying"]),
     ("fast is no float, as 0.002 is", ["train", "--stage", "vae", "--set", "lr=fast"]),
     ("write STAGE.NAME=VALUE", ["train", "--stage", "all", "--set", "scenes=3"]),

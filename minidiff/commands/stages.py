@@ -98,7 +98,7 @@ def run(args) -> None:
 def chosen(stage: str, args, several: bool) -> SimpleNamespace:
     """The settings of a stage: SETTINGS, and over them the options of train that it shares, and over these --set.
 
-    ValueError for a name that the stage has not, with those it has, and for a value of another kind.
+    ValueError for a name that the stage has not, with those it has, for a value of another kind, and for a sigma that is none.
     """
     settings = dict(SETTINGS["variant" if args.variant != "base" else stage])
     settings |= {name: getattr(args, name) for name in SAME if name in args.given}
@@ -112,6 +112,8 @@ def chosen(stage: str, args, several: bool) -> SimpleNamespace:
         if name not in settings:
             raise ValueError(f"--set {text}: {stage} has no {name}, but {', '.join(settings)}")
         settings[name] = _value(text, value, settings[name])
+    if not 0 <= settings.get("pag_from", 0) <= 1:
+        raise ValueError(f"--set pag_from={settings['pag_from']:g}: a sigma, from 0 to 1")
     return SimpleNamespace(**settings)
 
 

@@ -62,7 +62,7 @@ def perturbed_guidance(net: Callable, cond: dict, uncond: dict, scale: float, pa
 
     net: of `nets.perturbed`, a function (x, t, *, blind, **cond). All three questions go to it as one batch of 3B, at scale 1
     or pag_scale 0 two. What the two answers to `cond` have in common is cancelled, and what is left is what looking around
-    is good for: that a thing has one colour and one outline, and that there is a thing at all.
+    is good for: that a thing has one colour and one outline, and that there is a thing at all. ValueError as `composed`.
     """
     there = next(iter(cond.values()))
     seeing, blind = ({"blind": torch.full(there.shape[:1], it, device=there.device)} for it in (False, True))

@@ -21,7 +21,8 @@
 # > Worth asking before the cell is run: *what happens if the words are simply made twice as large?* (section 1) · *the exact
 # > denoiser of a class draws exactly that class: what is left to guide?* (section 2) · *what does a classifier say of
 # > pure noise, if it only ever saw clean pictures?* (section 3) · *at scale 0, what does the prompt change?* (section 4) ·
-# > *twice the scale, half the variety, or worse?* (section 5). The last has a formula.
+# > *twice the scale, half the variety, or worse?* (section 5; it has a formula) · *what is drawn if no
+# > position may look at another?* (section 11).
 
 # %%
 import math
@@ -840,11 +841,11 @@ md.plot.show_images(torch.cat([images[:SHOWN] for images in sight.values()]), co
 
 # %% [markdown]
 # It obeys blindly in six pictures of 48, and the mistakes are of two kinds. Blind in the first layer of the way up it
-# **loses things**: one of two is missing, or both get one colour. Each corner is painted well, and nobody knows what stands
-# in the other. Blind in the second, **things fall apart**: crosses crumble, circles have corners, pink runs into purple. At
-# the bottom and on the way down it may be blind, and hardly anybody notices. (In Stable Diffusion it is the bottom that Ahn
-# et al. perturb. Ours has one stage, and a bottom like any other layer. Which layer sees has to be measured, and this is
-# how.)
+# **loses things**: of two only one is left, and twice the ground is another. Each corner is painted well, and nobody knows
+# what stands in the other. Blind in the second, **things fall apart**: crosses crumble, circles have corners, pink runs into
+# purple. At the bottom and on the way down it may be blind, and hardly anybody notices. (In Stable Diffusion it is the
+# bottom that Ahn et al. perturb. Ours has one stage, and a bottom like any other layer. Which layer sees has to be measured,
+# and this is how.)
 #
 # Now away from it. Near the clean end nothing is left to look around for, and the push bends outlines, as in section 10: so
 # only where $\sigma \ge 0.5$. **Expected:** this model obeys in 46 of 48 pictures already, and two more or fewer are chance.
@@ -860,9 +861,9 @@ for pag in (1.0, 2.0):
 # Nothing to gain here, as with words (section 6): who sees well need not be told to look. But a network that has learned for
 # an hour makes the mistakes of the blind one by itself, a star of two colours, a picture with nothing on it, and words do
 # not help against those, for no word was missed. Of 1000 pictures of one object two such models drew 946 and 964 as asked,
-# guided by words alone, and 978 and 972 when they were also led away from their blind selves
-# ([results](../docs/results.md)). `pipe(..., pag_scale=1.0)` does it, at half as much time again; `pipe.pag_layers` and
-# `pipe.pag_from` say where.
+# guided by words alone, and 978 and 972 when they were also led away from their blind selves (layer and levels were chosen
+# on half of the first thousand, so believe the second number; [results](../docs/results.md)). `pipe(..., pag_scale=1.0)`
+# does it, at half as much time again; `pipe.pag_layers` and `pipe.pag_from` say where.
 #
 # ## 12. Five bugs you will meet
 #
